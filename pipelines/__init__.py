@@ -1,0 +1,1 @@
+"""Jobs: each joins choices and calls stages, top to bottom. ``rrcluster <job>`` runs them."""

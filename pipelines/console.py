@@ -1,0 +1,85 @@
+"""What a job shows while it runs: a live line per stage on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+EVERY_SECONDS = 10.0  # between plain lines of one stage
+
+log = logging.getLogger("rrcluster")
+
+
+class ConsoleProgress:
+    """A Progress that people look at; use it as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._live: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+        self._last: dict[str, tuple[float, float]] = {}
+        if self.console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description:<8}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+        handler: logging.Handler = RichHandler(console=self.console, show_path=False)
+        if self._live is None:
+            handler = logging.StreamHandler(sys.stderr)
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.handlers = [handler]
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+    def __enter__(self) -> ConsoleProgress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, stage: str, done: float, total: float | None, note: str = "") -> None:
+        if self._live is not None:
+            if stage not in self._bars:
+                self._bars[stage] = self._live.add_task(stage, total=total, note=note)
+            self._live.update(self._bars[stage], completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        started, said = self._last.get(stage, (now, 0.0))
+        finished = total is not None and done >= total
+        if now - said >= EVERY_SECONDS or finished:
+            said = now
+            share = f"{done:g}" if total is None else f"{done:g}/{total:g}"
+            left = ""
+            if total and 0 < done < total and now > started:
+                left = f", about {(now - started) / done * (total - done):.0f} s left"
+            log.info("%s %s%s%s", stage, share, f" ({note})" if note else "", left)
+        self._last[stage] = (started, said)

@@ -1,0 +1,39 @@
+"""Score a run's levels against labels, for benchmarks. Labels never choose anything."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from pipelines.cli import DONE, run
+from rrcluster.config import Config
+from rrcluster.io.store import filesystem
+from rrcluster.records import UserError
+from rrcluster.report.metrics import evaluate_run, evaluation_table
+from rrcluster.stages.run import existing_store
+
+
+def main(config: Config) -> int:
+    store, spec = existing_store(config), config.evaluate
+    if not spec.labels:
+        raise UserError(
+            "evaluate.labels", "", "name a Parquet with columns label and key or sample_id"
+        )
+    fs, path = filesystem(spec.labels, config.corpus.storage_options)
+    try:
+        with fs.open(path, "rb") as file:
+            labels = pq.read_table(file)
+    except FileNotFoundError:
+        raise UserError("evaluate.labels", spec.labels, "there is no such file") from None
+    scores = evaluate_run(store, labels, config.seed, spec.bootstraps)
+    store.write_json("evaluate/scores.json", scores)
+    Console(stderr=True).print(evaluation_table(scores))
+    print(json.dumps(scores, indent=1))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run("evaluate", main, sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""Trains the encoder that ships with the package, from scratch, on drawn pictures.
+
+    python -m pipelines.train_tiny                        # the shipped weights, about 20 minutes
+    python -m pipelines.train_tiny --steps 200 --out /tmp/tiny
+    python -m pipelines.train_tiny --eval-only
+
+The loss is CLIP's, except that several texts of a batch may be true of one picture ("a star" and
+"a red star"): all of them are its targets (UniCL, Yang et al. 2022, eq. 3). Some texts of every
+batch are true of none, so that words it never learned stay far from all pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.tiny_card import model_card
+from pipelines.tiny_figures import figures
+from pipelines.tiny_pictures import Pictures, draw_many, jitter, normalise
+from pipelines.tiny_texts import (
+    ANY,
+    claims_of,
+    distractor,
+    learn_merges,
+    prompt,
+    write_merges,
+)
+from rrcluster.models.tiny import CONFIG, FOLDER, MERGES, WEIGHTS, load_tiny, load_tokenizer
+
+HELDOUT_SEED = 1  # the pictures of the figures; training uses its own seed and split
+
+
+@dataclass(frozen=True)
+class Schooling:
+    """Everything that decides the weights."""
+
+    steps: int = 2600
+    seed: int = 0
+    pictures: int = 48_000
+    batch: int = 256
+    distractors: int = 32
+    rate: float = 2e-3
+    warmup: int = 150
+    weight_decay: float = 0.05
+
+
+def learning_rate(schooling: Schooling, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 1% of ``rate``."""
+    if step < schooling.warmup:
+        return schooling.rate * (step + 1) / schooling.warmup
+    done = (step - schooling.warmup) / max(1, schooling.steps - schooling.warmup)
+    return schooling.rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def loss_of(images: Tensor, texts: Tensor, true: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy both ways between unit rows, spread evenly over all true pairs.
+
+    ``images`` (n, d), ``texts`` (m, d), ``true`` (n, m) in 0/1; texts true of nothing are only
+    ever wrong answers.
+    """
+    logits = scale * images @ texts.T
+    asked = true.any(dim=0)
+    ways = ((logits, true), (logits[:, asked].T, true[:, asked].T))
+    losses = [
+        functional.cross_entropy(scores, truth / truth.sum(dim=1, keepdim=True))
+        for scores, truth in ways
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def train(
+    model: CLIP, tokenizer: SimpleTokenizer, pictures: Pictures, schooling: Schooling
+) -> CLIP:
+    """Runs all steps on ``model`` in place; which pictures and words come when is seeded."""
+    look: dict[str, Any] = model.visual.preprocess_cfg
+    truth = np.stack([claims_of(facts) for facts in pictures.facts])
+    optimizer = _optimizer(model, schooling)
+    generator = torch.Generator().manual_seed(schooling.seed)
+    rng = np.random.default_rng([schooling.seed, 1])
+    model.train()
+    began = time.perf_counter()
+    for step in range(schooling.steps):
+        chosen = rng.choice(len(truth), schooling.batch, replace=False)
+        pairs = [prompt(rng, pictures.facts[i], pictures.web[i]) for i in chosen]
+        words = [text for text, _ in pairs]
+        words += [distractor(rng) for _ in range(schooling.distractors)]
+        different, which = np.unique(words, return_inverse=True)
+        claims = np.stack([claim for _, claim in pairs])  # (texts, attributes)
+        agrees = (claims[None] == ANY) | (claims[None] == truth[chosen][:, None])
+        true = np.zeros((schooling.batch, len(words)), dtype=np.float32)
+        true[:, : len(pairs)] = agrees.all(axis=2)
+        images = normalise(torch.from_numpy(pictures.pixels[chosen]), look["mean"], look["std"])
+        images = jitter(images, generator).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = model.encode_image(images)
+            read = model.encode_text(tokenizer(different.tolist()))[torch.from_numpy(which)]
+        rows = [functional.normalize(features.float(), dim=-1) for features in (seen, read)]
+        loss = loss_of(rows[0], rows[1], torch.from_numpy(true), model.logit_scale.exp())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(schooling, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        if step % 50 == 0 or step == schooling.steps - 1:
+            seconds = time.perf_counter() - began
+            print(
+                f"step {step} loss {loss.item():.3f} scale {model.logit_scale.exp().item():.1f}"
+                f" {seconds:.0f} s",
+                flush=True,
+            )
+    return model.eval()
+
+
+def _optimizer(model: CLIP, schooling: Schooling) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": schooling.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=schooling.rate, betas=(0.9, 0.98), eps=1e-6)
+
+
+def prepare(out: Path, pictures: Pictures, schooling: Schooling) -> tuple[CLIP, SimpleTokenizer]:
+    """A fresh model, with the merges and the configuration that fit it written to ``out``."""
+    rng = np.random.default_rng([schooling.seed, 2])
+    pairs = zip(pictures.facts, pictures.web, strict=True)
+    texts = [prompt(rng, facts, web)[0] for facts, web in pairs]
+    size = write_merges(out / MERGES, learn_merges(texts, most=600, seen=20))
+    config = json.loads((FOLDER / CONFIG).read_text())
+    config["model_cfg"]["text_cfg"]["vocab_size"] = size
+    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    with torch.random.fork_rng():
+        torch.manual_seed(schooling.seed)
+        model = open_clip.create_model(f"local-dir:{out}", load_weights=False)
+    return model.to(memory_format=torch.channels_last), load_tokenizer(out)
+
+
+def save(model: CLIP, folder: Path) -> None:
+    """The weights as float16 in one safetensors file."""
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, folder / WEIGHTS)
+
+
+def main() -> None:
+    defaults = Schooling()
+    parser = argparse.ArgumentParser(description="Train the encoder that ships with rrcluster.")
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--pictures", type=int, default=defaults.pictures)
+    parser.add_argument("--heldout", type=int, default=3000, help="pictures of the figures")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--eval-only", action="store_true", help="measure what is in --out")
+    arguments = parser.parse_args()
+    folder: Path = arguments.out
+    side = json.loads((FOLDER / CONFIG).read_text())["model_cfg"]["vision_cfg"]["image_size"]
+    heldout = draw_many(HELDOUT_SEED, arguments.heldout, "heldout", side)
+    if arguments.eval_only:
+        print(json.dumps(figures(*load_tiny(folder=folder), heldout), indent=2))
+        return
+    schooling = Schooling(arguments.steps, arguments.seed, arguments.pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw_many(schooling.seed, schooling.pictures, "train", side)
+    with TemporaryDirectory() as workshop:
+        fresh = Path(workshop)
+        model, tokenizer = prepare(fresh, pictures, schooling)
+        began = time.perf_counter()
+        save(train(model, tokenizer, pictures, schooling), fresh)
+        seconds = time.perf_counter() - began
+        measured = figures(*load_tiny(folder=fresh), heldout)  # as shipped: after float16
+        print(json.dumps(measured, indent=2))
+        for name in (MERGES, CONFIG, WEIGHTS):
+            shutil.copyfile(fresh / name, folder / f"{name}.part")
+            os.replace(folder / f"{name}.part", folder / name)
+    card = model_card(schooling, seconds, arguments.heldout, HELDOUT_SEED, measured)
+    (folder / "MODEL_CARD.md").write_text(card)
+
+
+if __name__ == "__main__":
+    main()

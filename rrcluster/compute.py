@@ -1,0 +1,84 @@
+"""What stages run on. They never learn whether it is this process or a cluster of machines."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from rrcluster.core.shards import Shards
+from rrcluster.io.corpus import CorpusSpec
+from rrcluster.io.store import Store
+from rrcluster.models.encoder import EncoderSpec
+from rrcluster.records import Shard
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Progress(Protocol):
+    """Where a stage says how far it is; implementations draw a bar, log a line, or drop it."""
+
+    def __call__(self, stage: str, done: float, total: float | None, note: str = "") -> None: ...
+
+
+def silent(stage: str, done: float, total: float | None, note: str = "") -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class EmbedPlan:
+    """What a worker must know to turn a shard into its files; it travels to every worker."""
+
+    store: Store
+    corpus: CorpusSpec
+    encoder: EncoderSpec
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What embedding a shard came to: ``read = embedded + bad``."""
+
+    shard: int
+    read: int
+    embedded: int
+    bad: int
+
+
+class Compute(ABC):
+    """Where work runs. Closing it gives back what it holds.
+
+    Functions and items that are handed over must be importable or picklable values; a function is
+    called with one torch thread, so that its sums do not depend on the machine's cores.
+    """
+
+    workers: int
+
+    @abstractmethod
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """(index, function(item)) for each item, as they end; answers must be small."""
+
+    @abstractmethod
+    def hold(self, load: Callable[[int], Tensor], blocks: int) -> AbstractContextManager[Shards]:
+        """``load(b)`` of each block b, where it is worked on, for a with-statement's length."""
+
+    @abstractmethod
+    def embed(self, plan: EmbedPlan, shards: Sequence[Shard]) -> Iterator[ShardCounts]:
+        """Embed the shards and publish their files; counts of each shard as it ends."""
+
+    @abstractmethod
+    def coordinate(self, task: Callable[[Compute, Progress], R], progress: Progress) -> R:
+        """Run ``task`` in the one place that steers a fit; it resumes from what it finds stored."""
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Give back workers."""
+
+    def __enter__(self) -> Compute:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,206 @@
+"""Cluster codes: what it costs, in nats, to describe one row as a member of each cluster.
+
+With A_k = I + (c/n_k) S_k and c = e/ε², the cost
+
+    g_k(z) = ½ [log det A_k + c zᵀ A_k⁻¹ z − tr(I − A_k⁻¹)]
+
+is the tangent of n_k ½ log det A_k in (n_k, S_k), which is concave and homogeneous of degree 1: the
+mean cost of a partition is never below its R_c and equals it where the codes were fitted, so giving
+each row to its cheapest cluster never raises R_c. The tangent argument holds as well when A_k is
+replaced by its best approximation of low rank plus a multiple of the identity (probabilistic PCA,
+Tipping and Bishop 1999), which is what is stored: k·e·r numbers, and costs by one matrix product.
+To g is added the label's own cost −log(n_k/n) (Ma et al. 2007), the tangent of the label entropy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Codes(ABC):
+    """How a cell prices rows. ``cost_mean`` and ``cost_std`` (k,) are those of a cluster's rows."""
+
+    cost_mean: Float[Tensor, " k"]
+    cost_std: Float[Tensor, " k"]
+    refined: ClassVar[bool]  # whether costs are of z (n, e) or of the raw rows (n, d)
+
+    @property
+    @abstractmethod
+    def num_clusters(self) -> int:
+        """k."""
+
+    @abstractmethod
+    def costs(self, rows: Float[Tensor, "n w"]) -> Float[Tensor, "n k"]:
+        """Cost of each row in each cluster."""
+
+    def outlier(self, cost: Float[Tensor, " n"], leaf: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """z-score of a cost against the costs of the cluster's own rows."""
+        return (cost - self.cost_mean[leaf]) / self.cost_std[leaf]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors for storage; ``from_tensors`` reads them back."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> Codes:
+        kind = CentroidCodes if "centroids" in tensors else RateCodes
+        return kind(**tensors)
+
+
+@dataclass(frozen=True)
+class CentroidCodes(Codes):
+    """The seed's partition: cost ½‖c‖² − xᵀc, half the squared distance less the constant ½‖x‖²."""
+
+    centroids: Float[Tensor, "k d"]
+    refined: ClassVar[bool] = False
+
+    @staticmethod
+    def of(centroids: Float[Tensor, "k d"]) -> CentroidCodes:
+        k = len(centroids)
+        return CentroidCodes(torch.zeros(k), torch.ones(k), centroids.float())
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.centroids)
+
+    def costs(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        return 0.5 * self.centroids.square().sum(1) - rows @ self.centroids.T
+
+
+@dataclass(frozen=True)
+class RateCodes(Codes):
+    """cost_k(z) = constant_k + label_k + isotropic_k ‖z‖² − ‖V_kᵀz‖², nats per sample."""
+
+    loadings: Float[Tensor, "e kr"]  # V_k side by side
+    isotropic: Float[Tensor, " k"]
+    constant: Float[Tensor, " k"]
+    label: Float[Tensor, " k"]  # −log share; +inf for an empty cluster
+    rate: Float[Tensor, " k"]  # ½ log det of the stored A_k
+    mass: Float[Tensor, " k"]
+    refined: ClassVar[bool] = True
+
+    @property
+    def num_clusters(self) -> int:
+        return len(self.mass)
+
+    @property
+    def length(self) -> float:
+        """R_c plus the label cost at the fit's own partition, nats per sample."""
+        live = self.mass > 0
+        nats = (self.mass * (self.rate + self.label))[live].double().sum()
+        return float(nats / self.mass.double().sum().clamp_min(1e-12))
+
+    def costs(self, rows: Float[Tensor, "n e"]) -> Float[Tensor, "n k"]:
+        k = self.num_clusters
+        explained = (rows @ self.loadings).square().view(len(rows), k, -1).sum(2)
+        norm = rows.square().sum(1, keepdim=True)
+        return norm * self.isotropic - explained + (self.constant + self.label)
+
+    def live(self) -> RateCodes:
+        """Without the empty clusters, which no row can choose."""
+        keep = (self.mass > 0).nonzero()[:, 0]
+        k = self.num_clusters
+        loadings = self.loadings.view(len(self.loadings), k, -1)[:, keep]
+        kept = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "loadings"}
+        return RateCodes(loadings=loadings.reshape(len(loadings), -1).contiguous(), **kept)
+
+
+def fit_codes(
+    mass: Float[Tensor, " k"],
+    moments: Float[Tensor, "k e e"],
+    eps2: float,
+    rank: int = 8,
+    shrinkage: float = 0.0,
+) -> RateCodes:
+    """Codes of rank ``rank`` from cluster statistics; a cluster of mass 0 costs +inf.
+
+    ``shrinkage`` is a number of pseudo-rows with the pooled spread of all clusters that is mixed
+    into each cluster's own spread (all but its first direction). Without it a cluster with fewer
+    rows than e describes its own rows too cheaply and its membership freezes.
+    """
+    k, e = moments.shape[:2]
+    mass, moments = mass.double(), moments.double()
+    live = mass > 0
+    mean = moments / mass.clamp_min(1e-12)[:, None, None]
+    spectrum, vectors = torch.linalg.eigh(mean)
+    if shrinkage > 0:
+        line = _lines(spectrum, vectors)
+        spread = mean - line
+        pooled = _pool(mass, spread)
+        own = (mass / (mass + shrinkage))[:, None, None]
+        spectrum, vectors = torch.linalg.eigh(line + own * spread + (1 - own) * pooled)
+    spectrum = spectrum.clamp_min(0)
+    r = min(rank, e)
+    c = e / eps2
+    top, residual = spectrum[:, e - r :], spectrum[:, : e - r]
+    inside = 1 + c * top
+    outside = 1 + c * (residual.mean(1) if r < e else torch.zeros(k, dtype=torch.float64))
+    log_det = inside.log().sum(1) + (e - r) * outside.log()
+    trace = (1 - 1 / inside).sum(1) + (e - r) * (1 - 1 / outside)
+    # ½c (1/outside − 1/inside) along each stored direction, where inside ≥ outside up to rounding
+    saving = (0.5 * c * (1 / outside[:, None] - 1 / inside)).clamp_min(0).sqrt()
+    loadings = (vectors[:, :, e - r :] * saving[:, None, :]).permute(1, 0, 2).reshape(e, k * r)
+    share = mass / mass.sum().clamp_min(1e-12)
+    label = torch.where(live, -share.clamp_min(1e-300).log(), float("inf"))
+    rate = 0.5 * log_det
+    return RateCodes(
+        cost_mean=(rate + label).float(),
+        cost_std=torch.ones(k),
+        loadings=loadings.float().contiguous(),
+        isotropic=(0.5 * c / outside).float(),
+        constant=(rate - 0.5 * trace).float(),
+        label=label.float(),
+        rate=rate.float(),
+        mass=mass.float(),
+    )
+
+
+def pooled_spread(
+    mass: Float[Tensor, " k"], moments: Float[Tensor, "k e e"]
+) -> Float[Tensor, "e e"]:
+    """W = Σ_k n_k/n (M_k − λ_k u_k u_kᵀ): what rows of a cluster do off its first direction."""
+    mean = moments.double() / mass.double().clamp_min(1e-12)[:, None, None]
+    return _pool(mass.double(), mean - _lines(*torch.linalg.eigh(mean)))
+
+
+def _lines(spectrum: Tensor, vectors: Tensor) -> Tensor:
+    first = vectors[:, :, -1] * spectrum[:, -1:].clamp_min(0).sqrt()
+    return first[:, :, None] * first[:, None, :]
+
+
+def _pool(mass: Tensor, matrices: Tensor) -> Tensor:
+    return (mass[:, None, None] * matrices).sum(0) / mass.sum().clamp_min(1e-12)
+
+
+def costs(z: Float[Tensor, "n e"], codes: Codes) -> Float[Tensor, "n k"]:
+    """Nats per sample of every row in every cluster: g_k(z) and the label's cost."""
+    return codes.costs(z)
+
+
+def with_statistics(
+    codes: Codes,
+    count: Float[Tensor, " k"],
+    total: Float[Tensor, " k"],
+    squares: Float[Tensor, " k"],
+    pseudo_rows: float = 10.0,
+) -> Codes:
+    """``codes`` with the mean and standard deviation of the winning costs per cluster.
+
+    Small clusters borrow ``pseudo_rows`` rows of the pooled variance: two rows have no spread.
+    """
+    mean = total / count.clamp_min(1)
+    within = (squares - count * mean.square()).clamp_min(0)
+    pooled = within.sum() / count.sum().clamp_min(1)
+    variance = (within + pseudo_rows * pooled) / (count + pseudo_rows)
+    overall = total.sum() / count.sum().clamp_min(1)
+    mean = torch.where(count > 0, mean, overall)
+    return replace(
+        codes, cost_mean=mean.float(), cost_std=variance.sqrt().clamp_min(1e-6).float()
+    )

@@ -1,0 +1,119 @@
+"""The fitted model: cells, a model per cell, and the clusters that the leaves belong to.
+
+A row goes to its nearest cell, there to its cheapest leaf, and by the leaf's path to one cluster
+per level. That is all that assigning a sample needs, old or new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rrcluster.core.assign import Assignment, assign
+from rrcluster.core.kmeans import nearest
+from rrcluster.core.model import CellModel
+
+
+@dataclass(frozen=True)
+class Forest:
+    """``paths[leaf]`` is the cluster of the leaf at each level, coarsest first, numbered from 0."""
+
+    cells: Float[Tensor, "c d"]
+    models: tuple[CellModel, ...]
+    paths: Int[Tensor, "k L"]
+    temperature: float
+
+    @property
+    def first_leaf(self) -> list[int]:
+        """Index of each cell's first leaf in ``paths``; one more entry ends the last cell."""
+        first = [0]
+        for model in self.models:
+            first.append(first[-1] + model.num_leaves)
+        return first
+
+    @property
+    def clusters_per_level(self) -> list[int]:
+        return [int(n) + 1 for n in self.paths.max(0).values]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Per row: leaf, cluster at each level, confidence (0..1), outlier z-score, cost in nats."""
+
+    leaf: Int[Tensor, " n"]
+    path: Int[Tensor, "n L"]
+    confidence: Float[Tensor, " n"]
+    outlier: Float[Tensor, " n"]
+    cost: Float[Tensor, " n"]
+
+
+def label(forest: Forest, x: Float[Tensor, "n d"]) -> Labels:
+    """Assign every row by coding length within the subtree that it reaches."""
+    first = forest.first_leaf
+
+    def within(cell: int, rows: Tensor) -> Assignment:
+        finest = forest.paths[first[cell] : first[cell + 1], -1]
+        return assign(forest.models[cell], rows, finest, forest.temperature)
+
+    leaf, confidence, outlier, cost = routed(
+        forest.cells,
+        x,
+        lambda c, rows: (
+            (found := within(c, rows)).leaf + first[c],
+            found.confidence,
+            found.outlier,
+            found.cost,
+        ),
+    )
+    return Labels(leaf, forest.paths[leaf], confidence, outlier, cost)
+
+
+def routed(
+    cells: Float[Tensor, "c d"],
+    x: Float[Tensor, "n d"],
+    within: Callable[[int, Tensor], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """``within(cell, rows)`` on the rows of each nearest cell; its columns in the order of x."""
+    if len(cells) == 1 or len(x) == 0:
+        return within(0, x)
+    cell, _ = nearest(x, cells)
+    order = cell.argsort(stable=True)
+    parts: list[tuple[Tensor, ...]] = []
+    for c, count in enumerate(torch.bincount(cell, minlength=len(cells)).tolist()):
+        if count:
+            start = sum(len(p[0]) for p in parts)
+            parts.append(within(c, x[order[start : start + count]]))
+    back = order.argsort(stable=True)
+    return tuple(torch.cat(column)[back] for column in zip(*parts, strict=True))
+
+
+def levels_for(k: str | int | list[int], estimate: int) -> list[int]:
+    """Numbers of clusters from coarse to fine.
+
+    ``auto`` takes the estimate as the finest level and goes up by factors of about 8 to at least 2
+    clusters, so that a reader never faces more than some tens of children.
+    """
+    if isinstance(k, int):
+        return [k]
+    if isinstance(k, list):
+        return k
+    levels = [max(1, estimate)]
+    while levels[0] > 12:
+        levels.insert(0, max(2, round(levels[0] / 8)))
+    return levels
+
+
+def nested_paths(cuts: list[Int[Tensor, " k"]]) -> Int[Tensor, "k L"]:
+    """Cluster of each leaf per level from cuts of one merge tree, coarse to fine.
+
+    Raises AssertionError when a finer cluster lies in two coarser ones.
+    """
+    for coarse, fine in pairwise(cuts):
+        pairs = torch.stack([fine, coarse], 1).unique(dim=0)
+        assert len(pairs) == int(fine.max()) + 1, "cuts of one merge tree are nested"
+    return torch.stack(cuts, 1)

@@ -1,0 +1,91 @@
+"""Training the residual head by minibatched rate reduction.
+
+A batch holds some clusters with some rows each, which give R_c, and an independent random half,
+which gives R. With random batches and many clusters each cluster would have less than one row and
+R_c would say nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rrcluster.core import keys
+from rrcluster.core.features import Head
+from rrcluster.core.rate import rate_reduction_loss
+
+
+class HeadSpec(Protocol):
+    """The settings that training reads; ``RefineSpec`` has them."""
+
+    eps2: float
+    hidden: int
+    steps: int
+    batch_clusters: int
+    cluster_rows: int
+    spread_rows: int
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows that belong together: ``members[first[g] : first[g] + size[g]]``, each of two or more."""
+
+    members: Int[Tensor, " m"]
+    first: Int[Tensor, " g"]
+    size: Int[Tensor, " g"]
+
+    @staticmethod
+    def by_label(labels: Int[Tensor, " n"]) -> Groups:
+        members = labels.argsort(stable=True)
+        _, size = labels[members].unique_consecutive(return_counts=True)
+        first = size.cumsum(0) - size
+        keep = size >= 2
+        return Groups(members, first[keep], size[keep])
+
+    def draw(
+        self, groups: int, rows: int, generator: torch.Generator
+    ) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+        """``rows`` members (with replacement) of up to ``groups`` groups: (row, group) indices."""
+        chosen = torch.randperm(len(self.size), generator=generator)[:groups]
+        at = torch.rand(len(chosen), rows, generator=generator) * self.size[chosen][:, None]
+        found = self.members[self.first[chosen][:, None] + at.long()]
+        return found.flatten(), torch.arange(len(chosen)).repeat_interleave(rows)
+
+
+def train_head(
+    u: Float[Tensor, "n e"],
+    labels: Int[Tensor, " n"],
+    start: Head | None,
+    spec: HeadSpec,
+    seed: int,
+    path: tuple[str | int, ...] = (),
+) -> Head | None:
+    """The head after ``spec.steps`` of Adam on −ΔR; ``start`` when no cluster has two rows."""
+    groups = Groups.by_label(labels)
+    if len(groups.size) < 2:
+        return start
+    draw = keys.generator(seed, *path, "batches")
+    head = start or Head.new(u.shape[1], spec.hidden, keys.generator(seed, *path, "head"))
+    weights = {f.name: getattr(head, f.name).clone().requires_grad_() for f in fields(Head)}
+    optimiser = torch.optim.AdamW(
+        weights.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay
+    )
+    for step in range(spec.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = spec.learning_rate * (1 - step / spec.steps)
+        rows, mine = groups.draw(spec.batch_clusters, spec.cluster_rows, draw)
+        half = torch.randint(len(u), (spec.spread_rows,), generator=draw)
+        now = Head(**weights)
+        loss = rate_reduction_loss(
+            now.residual(u[rows]), mine, spec.eps2, now.residual(u[half])
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return Head(**{name: weight.detach() for name, weight in weights.items()})

@@ -1,0 +1,101 @@
+"""The fitted model of one cell, and the statistics that it takes from a block.
+
+Nothing is stored per row: whoever needs a row's cluster asks the model again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rrcluster.core.codes import Codes
+from rrcluster.core.features import FeatureMap
+from rrcluster.core.tiles import by_tiles
+
+
+@dataclass(frozen=True)
+class CellModel:
+    """Features and cluster codes of one cell: x (n, d) → cost of each of the cell's k leaves."""
+
+    features: FeatureMap
+    codes: Codes
+
+    @property
+    def num_leaves(self) -> int:
+        """k."""
+        return self.codes.num_clusters
+
+    def costs(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Cost of each row in each leaf; call it on tiles of constant shape."""
+        return self.codes.costs(self.features(rows) if self.codes.refined else rows)
+
+    def cheapest(self, x: Float[Tensor, "n d"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """The cheapest leaf of each row (the first of equals) and its cost."""
+
+        def choose(rows: Tensor) -> tuple[Tensor, ...]:
+            cost, leaf = self.costs(rows).min(1)
+            return leaf, cost
+
+        leaf, cost = by_tiles(x, choose)
+        return leaf, cost
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors for storage; ``from_tensors`` reads them back."""
+        found = {f"features.{name}": t for name, t in self.features.tensors().items()}
+        return found | {f"codes.{name}": t for name, t in self.codes.tensors().items()}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> CellModel:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+
+        return CellModel(
+            FeatureMap.from_tensors(part("features.")), Codes.from_tensors(part("codes."))
+        )
+
+
+def features_of(features: FeatureMap, x: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:
+    """z of every row, by tiles."""
+    return by_tiles(x, lambda rows: (features(rows),))[0]
+
+
+def sum_by_label(
+    z: Float[Tensor, "n e"], labels: Int[Tensor, " n"], k: int
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "k e e"]]:
+    """Mass n_k and moments S_k = Σ z zᵀ of each label, float64, one product per cluster present."""
+    e = z.shape[1]
+    mass = torch.bincount(labels, minlength=k).double()
+    moments = torch.zeros(k, e, e, dtype=torch.float64)
+    order = labels.argsort(stable=True)
+    grouped = z[order]
+    start = 0
+    for label, size in enumerate(mass.long().tolist()):
+        if size:
+            rows = grouped[start : start + size]
+            moments[label] = (rows.T @ rows).double()
+            start += size
+    return mass, moments
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistic: mass (k,) and moments (k, e, e) in ``space`` of the leaves that ``model`` chooses,
+    with the sum and the sum of squares of the winning costs."""
+
+    model: CellModel
+    space: FeatureMap
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        leaf, cost = self.model.cheapest(x)
+        k = self.model.num_leaves
+        mass, moments = sum_by_label(features_of(self.space, x), leaf, k)
+        cost = cost.double()
+        return {
+            "mass": mass,
+            "moments": moments,
+            "cost": torch.bincount(leaf, weights=cost, minlength=k),
+            "squares": torch.bincount(leaf, weights=cost.square(), minlength=k),
+        }

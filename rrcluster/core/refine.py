@@ -1,0 +1,134 @@
+"""Refinement of one cell: coding-rate Lloyd, learned features, and a gate on every step.
+
+seed partition → Lloyd on PCA features → rounds of (whiten, Lloyd) → rounds of (train the head,
+Lloyd). A step that lowers the agreement of raw neighbours (``core/probe.py``) is rolled back, so the result is never worse than
+the seed by that criterion; when every step is refused it *is* the seed's partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rrcluster.core.codes import CentroidCodes, Codes, RateCodes, fit_codes, pooled_spread, with_statistics
+from rrcluster.core.features import FeatureMap, fit_projection
+from rrcluster.core.gate import Gate, GateEvent
+from rrcluster.core.head import train_head
+from rrcluster.core.model import CellModel, Moments
+from rrcluster.core.probe import Probe
+from rrcluster.core.shards import Shards
+from rrcluster.core.tiles import by_tiles
+from rrcluster.records import setting
+
+__all__ = ["CellModel", "GateEvent", "RefineSpec", "refine"]
+
+
+@dataclass
+class RefineSpec:
+    """Settings of the refinement stage: minibatched rate reduction within each cell."""
+
+    width: int = setting(64, "width of the refined features")
+    eps2: float = setting(0.5, "squared coding error of the rates; smaller sees finer structure")
+    rank: int = setting(8, "directions stored per cluster; the rest is one variance")
+    shrinkage: float = setting(1000.0, "pseudo-rows of pooled spread in each cluster's code")
+    passes: int = setting(20, "coding-rate Lloyd passes at most, each time")
+    moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
+    whitenings: int = setting(2, "rounds of whitening by the spread within clusters, and Lloyd")
+    ridge: float = setting(0.1, "share of the mean spread added to each direction's before whitening")
+    rounds: int = setting(2, "rounds of head training and Lloyd; 0: none")
+    fit_rows: int = setting(50_000, "rows that the head is trained on at most")
+    steps: int = setting(300, "training steps per round")
+    hidden: int = setting(256, "hidden width of the head")
+    batch_clusters: int = setting(32, "clusters per batch, for R_c")
+    cluster_rows: int = setting(8, "rows per cluster and batch")
+    spread_rows: int = setting(512, "rows of the independent part of the batch, for R")
+    learning_rate: float = setting(1e-3, "initial learning rate of Adam, falling to 0")
+    weight_decay: float = setting(1e-2, "weight decay of the head")
+    probe_rows: int = setting(4000, "rows on which every step is judged")
+    neighbours: int = setting(10, "raw neighbours per row that should share its cluster")
+
+
+def refine(
+    shards: Shards,
+    centroids: Float[Tensor, "k d"],
+    spec: RefineSpec,
+    seed: int,
+    path: tuple[str | int, ...] = (),
+    on_event: Callable[[GateEvent], None] | None = None,
+) -> tuple[CellModel, list[GateEvent]]:
+    """Refine the partition of nearest ``centroids``; returns the model and every step tried."""
+    projection = fit_projection(shards, spec.width)
+    model = CellModel(projection, CentroidCodes.of(centroids))
+    gate = Gate(Probe.of(shards, spec.probe_rows, spec.neighbours), spec.eps2, on_event)
+    model = gate.judge(0, "lloyd", model, lloyd(shards, model, projection, spec))
+    for round in range(1, spec.whitenings + 1):
+        features = whiten(shards, model, spec)
+        kept = gate.judge(round, "whiten", model, lloyd(shards, model, features, spec))
+        if kept is model:
+            break
+        model = kept
+    sample = shards.head(spec.fit_rows if spec.rounds else 0)
+    u = by_tiles(sample, lambda rows: (model.features.project(rows),))[0]
+    for round in range(1, spec.rounds + 1):
+        labels, _ = model.cheapest(sample)
+        head = train_head(u, labels, model.features.head, spec, seed, (*path, "refine", round))
+        features = model.features.with_head(head)
+        kept = gate.judge(round, "head", model, lloyd(shards, model, features, spec))
+        if kept is model:
+            break
+        model = kept
+    return finish(shards, model), gate.events
+
+
+def whiten(shards: Shards, model: CellModel, spec: RefineSpec) -> FeatureMap:
+    """The features of ``model``, whitened by the spread within the clusters that it gives."""
+    sums = shards.reduce(Moments(model, model.features))
+    return model.features.whitened(pooled_spread(sums["mass"], sums["moments"]), spec.ridge)
+
+
+def lloyd(
+    shards: Shards, start: CellModel, features: FeatureMap, spec: RefineSpec
+) -> CellModel:
+    """Coding-rate Lloyd from the partition of ``start``, in ``features``.
+
+    Each pass fits the codes of the current partition and gives every row to its cheapest cluster.
+    Stops when few rows of the probe move, or when the code of the partition does not get shorter;
+    the shortest is returned.
+    """
+    sample = shards.head(spec.probe_rows)
+    labels, _ = start.cheapest(sample)
+    model = _refit(shards, start, features, spec)
+    for _ in range(1, spec.passes):
+        moved_to, _ = model.cheapest(sample)
+        if float((moved_to != labels).double().mean()) < spec.moved_share:
+            break
+        labels, shorter = moved_to, _refit(shards, model, features, spec)
+        if _length(shorter.codes) >= _length(model.codes):
+            break
+        model = shorter
+    return model
+
+
+def finish(shards: Shards, model: CellModel) -> CellModel:
+    """Drop empty clusters of a refined model and add the statistics of the winning costs."""
+    if isinstance(model.codes, RateCodes):
+        model = replace(model, codes=model.codes.live())
+    sums = shards.reduce(Moments(model, model.features))
+    codes = with_statistics(model.codes, sums["mass"], sums["cost"], sums["squares"])
+    return replace(model, codes=codes)
+
+
+def _refit(
+    shards: Shards, model: CellModel, features: FeatureMap, spec: RefineSpec
+) -> CellModel:
+    sums = shards.reduce(Moments(model, features))
+    codes = fit_codes(sums["mass"], sums["moments"], spec.eps2, spec.rank, spec.shrinkage)
+    return CellModel(features, codes)
+
+
+def _length(codes: Codes) -> float:
+    assert isinstance(codes, RateCodes), "only rate codes are fitted"
+    return codes.length

@@ -1,0 +1,30 @@
+"""Row-wise functions over tiles of constant shape.
+
+A matrix product may round differently for another number of rows. Every row-wise product here sees
+tiles of ``TILE`` rows, the last one padded with zeros, so that a row's answer is the same bits
+whatever rows come with it, and memory is bounded by the tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+TILE = 1024  # rows per product
+
+
+def by_tiles(
+    x: Float[Tensor, "n d"], function: Callable[[Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """``function`` of float32 tiles (TILE, d); its tensors have one entry per row and are joined."""
+    parts: list[tuple[Tensor, ...]] = []
+    for start in range(0, max(len(x), 1), TILE):
+        rows = x[start : start + TILE].float()
+        count = len(rows)
+        if count < TILE:
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, TILE - count))
+        parts.append(tuple(answer[:count] for answer in function(rows)))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -1,0 +1,87 @@
+"""The seam on Ray: actors hold blocks, a statistic goes out once, sums come back in block order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+import torch
+from torch import Tensor
+
+from rrcluster.core.shards import Shards
+
+R = TypeVar("R")
+MAX_RESTARTS = 4  # of an actor whose node or process is lost; its blocks are loaded again
+
+
+class BlockHolder:
+    """Some blocks of a fit. A plain class; ``ray.remote`` appears where it is placed."""
+
+    def __init__(self, load: Callable[[int], Tensor], blocks: Sequence[int]) -> None:
+        torch.set_num_threads(1)
+        self._blocks = {b: load(b) for b in blocks}
+
+    def rows(self) -> dict[int, tuple[int, int]]:
+        """Shape of each block."""
+        return {b: (x.shape[0], x.shape[1]) for b, x in self._blocks.items()}
+
+    def apply(self, block: int, function: Callable[[Tensor], Any]) -> Any:
+        return function(self._blocks[block])
+
+    def prefix(self, block: int, rows: int) -> Tensor:
+        return self._blocks[block][:rows].clone()
+
+
+class RayShards(Shards):
+    """Blocks in actors; see ``hold``."""
+
+    def __init__(self, holders: Sequence[Any], holder_of_block: Sequence[int]) -> None:
+        self._holders, self._holder_of = list(holders), list(holder_of_block)
+        shapes: dict[int, tuple[int, int]] = {}
+        for found in ray.get([h.rows.remote() for h in self._holders]):
+            shapes |= found
+        self._shapes = [shapes[b] for b in range(len(self._holder_of))]
+
+    @property
+    def rows_per_block(self) -> list[int]:
+        return [rows for rows, _ in self._shapes]
+
+    @property
+    def width(self) -> int:
+        return self._shapes[0][1]
+
+    def map(self, function: Callable[[Tensor], R]) -> Iterator[R]:
+        sent = ray.put(function)  # once, however many blocks read it
+        answers = [
+            self._holders[holder].apply.remote(block, sent)
+            for block, holder in enumerate(self._holder_of)
+        ]
+        for i, answer in enumerate(answers):
+            answers[i] = None  # an answer is freed as soon as it is added
+            yield ray.get(answer)
+
+    def prefix(self, block: int, rows: int) -> Tensor:
+        found: Tensor = ray.get(self._holders[self._holder_of[block]].prefix.remote(block, rows))
+        return found
+
+
+@contextmanager
+def hold(
+    load: Callable[[int], Tensor], blocks: int, workers: int, cpus: float, memory: int | None
+) -> Iterator[RayShards]:
+    """Place ``min(workers, blocks)`` holders of neighbouring blocks, and let them go after."""
+    holders = min(workers, blocks)
+    holder_of = [b * holders // blocks for b in range(blocks)]
+    actor = ray.remote(
+        num_cpus=cpus, memory=memory, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
+    )(BlockHolder)
+    placed = [
+        actor.remote(load, [b for b in range(blocks) if holder_of[b] == h]) for h in range(holders)
+    ]
+    try:
+        yield RayShards(placed, holder_of)
+    finally:
+        for holder in placed:
+            ray.kill(holder)

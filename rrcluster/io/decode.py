@@ -1,0 +1,177 @@
+"""From image bytes to the encoder's pixels, exactly as open_clip's evaluation transform.
+
+PIL does the work; this module decides what is refused, and what transparency, orientation and
+deep samples become. Nothing of PIL's global state is changed.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rrcluster.io.source import one_line
+from rrcluster.records import BadReason
+
+# Nothing else is opened: some of PIL's other formats run programs (EPS) or hold no photographs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_ORIENTATION = 0x0112  # EXIF tag
+_WARNINGS = threading.Lock()  # warnings.catch_warnings is not safe in threads by itself
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """What the encoder wants to see.
+
+    ``center_crop``: the shorter side becomes ``size``, the middle is kept; ``squash``: both sides
+    become ``size``. Both antialiased.
+    """
+
+    size: int
+    resize: Literal["center_crop", "squash"] = "center_crop"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+class Undecodable(Exception):
+    """This image cannot be used: ``decode``, ``unsupported`` or ``too_large``."""
+
+    def __init__(self, reason: BadReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, one_line(detail)
+
+
+def decode(
+    content: bytes, pixels: PixelSpec, max_pixels: int
+) -> tuple[npt.NDArray[np.uint8], int, int]:
+    """(size, size, 3) RGB for the encoder, and the image's width and height as it is looked at."""
+    image = upright_rgb(_open(content, max_pixels))
+    return fit(image, pixels), image.width, image.height
+
+
+def thumbnail(content: bytes, max_side: int, max_pixels: int) -> bytes:
+    """A JPEG with sides of at most ``max_side``; decoded at reduced size where JPEG allows it."""
+    image = _open(content, max_pixels)
+    image.draft(None, (2 * max_side, 2 * max_side))  # type: ignore[arg-type]
+    image = upright_rgb(image)
+    image.thumbnail((max_side, max_side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _open(content: bytes, max_pixels: int) -> Image.Image:
+    """The image with only its header read; raises Undecodable, also for too many pixels."""
+    if not content:
+        raise Undecodable("decode", "no bytes")
+    try:
+        with _quiet():
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError:
+        if content.startswith(_MAGIC) or content[8:12] == b"WEBP":
+            raise Undecodable("decode", "damaged header") from None
+        raise Undecodable("unsupported", f"no known image format, {len(content)} bytes") from None
+    except Image.DecompressionBombError as error:  # PIL's own limit, twice MAX_IMAGE_PIXELS
+        raise Undecodable("too_large", str(error)) from error
+    except Exception as error:
+        raise Undecodable("decode", str(error) or type(error).__name__) from error
+    if image.width * image.height > max_pixels:
+        raise Undecodable(
+            "too_large", f"{image.width}x{image.height} is over corpus.max_pixels={max_pixels}"
+        )
+    if image.width < 1 or image.height < 1:
+        raise Undecodable("decode", f"{image.width}x{image.height} pixels")
+    return image
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode: EXIF orientation applied, transparency on white, 8 bits per channel, RGB."""
+    try:
+        # Only TIFF looks at its tags again while loading; the others need no lock here.
+        with _quiet() if image.format == "TIFF" else nullcontext():
+            image.load()
+        image = _eight_bit(_upright(image))
+        if image.has_transparency_data:
+            return _on_white(image)
+    except Image.DecompressionBombError as error:
+        raise Undecodable("too_large", str(error)) from error
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
+        raise Undecodable("decode", str(error) or type(error).__name__) from error
+    try:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except ValueError as error:  # e.g. LAB
+        raise Undecodable("unsupported", f"colour mode {image.mode}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    with _quiet():
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # broken EXIF says nothing about the picture
+            return image
+        if orientation not in range(2, 9):
+            return image
+        return ImageOps.exif_transpose(image)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Gray levels of 16 or more bits scaled down; PIL's own conversion would clip them to white."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image) >> 8
+    elif image.mode == "I":
+        values = np.asarray(image)
+        values = values.clip(0, 0xFFFF) >> 8 if values.max() > 255 else values.clip(0, 255)
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image), posinf=0, neginf=0)
+        values = (values * 255 if values.max() <= 1 else values).clip(0, 255)
+    else:
+        return image
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    white = Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba)
+    return white
+
+
+def fit(image: Image.Image, pixels: PixelSpec) -> npt.NDArray[np.uint8]:
+    """Resize and crop an RGB image to (size, size, 3).
+
+    The crop is handed to the resize as a box: the same pixels as resizing first, but a picture of
+    30000 x 4 costs no gigabyte on the way.
+    """
+    size, (width, height) = pixels.size, image.size
+    box = (0.0, 0.0, float(width), float(height))
+    if pixels.resize == "center_crop":
+        short = min(width, height)
+        # torchvision's arithmetic: the long side is cut to an integer, the crop's corner rounded.
+        across, down = int(size * width / short), int(size * height / short)
+        left, top = round((across - size) / 2), round((down - size) / 2)
+        box = (
+            left * width / across,
+            top * height / down,
+            min((left + size) * width / across, width),
+            min((top + size) * height / down, height),
+        )
+    method = Image.Resampling.BICUBIC
+    if pixels.interpolation == "bilinear":
+        method = Image.Resampling.BILINEAR
+    return np.asarray(image.resize((size, size), method, box))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PIL warns about odd metadata and large images: neither is news for the user's terminal."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,147 @@
+"""What every reader shares: one undecoded row, damage to a shard, and the open shard itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+from rrcluster.io.store import LOCAL_PROTOCOLS, filesystem
+from rrcluster.records import BadReason, UserError
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "tif")
+MAX_IMAGE_BYTES = 1 << 30  # twice the largest plain bitmap under the default max_pixels
+MAX_TEXT_BYTES = 16 << 20  # a longer caption or json file is none
+
+_BLOCK = 16 << 20  # bytes per request and read-ahead on an object store; s3fs would take 50 MB
+_UID = re.compile(r"[0-9a-fA-F]{32}")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One row of a shard before decoding: its image's bytes, or the reason why there are none."""
+
+    row: int
+    key: str
+    caption: str | None = None
+    image: bytes | None = None
+    uid: str | None = None  # 32 hex digits
+    problem: tuple[BadReason, str] | None = None
+
+
+class Damaged(Exception):
+    """The shard cannot be read (further): becomes its one last row."""
+
+    def __init__(self, reason: BadReason, detail: str, key: str = "") -> None:
+        super().__init__(reason, detail, key)
+        self.reason, self.detail, self.key = reason, one_line(detail), key
+
+
+class Source:
+    """An open shard that remembers when it was the storage that failed, and not the content.
+
+    Damaged content is a row in ``bad/``. A storage that fails in the middle (an outage, a token
+    that ran out) must not turn thousands of good rows into one bad one: it stops the job, which
+    can be resumed.
+    """
+
+    def __init__(self, uri: str, options: Mapping[str, Any] | None) -> None:
+        self.uri = uri
+        fs, path = filesystem(uri, options)
+        try:
+            self._file = cast(BinaryIO, fs.open(path, "rb", block_size=_BLOCK))
+        except OSError as error:
+            raise unreadable(uri, error) from error
+        self.failure: Exception | None = None
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def damage(self, reason: BadReason, error: Exception, key: str = "") -> Damaged:
+        """``error`` as damage of the content; raises instead when the storage had failed."""
+        if self.failure is not None:
+            raise unreadable(self.uri, self.failure) from error
+        return Damaged(reason, str(error) or type(error).__name__, key)
+
+
+def unreadable(uri: str, error: Exception) -> Exception:
+    """The exception to raise for a file that does not open or stops in the middle.
+
+    A file that is gone, and any trouble with a local file, is damage (reason ``read``). Lost
+    permissions on an object store concern every file that follows, so the user has to act.
+    """
+    if isinstance(error, FileNotFoundError):
+        return Damaged("read", f"no such file: {uri}")
+    if fsspec.utils.get_protocol(uri) in LOCAL_PROTOCOLS:
+        return Damaged("read", str(error))
+    if isinstance(error, PermissionError):
+        return UserError(
+            "corpus.uri", uri, "permission denied; renew the keys in corpus.storage_options"
+        )
+    return RuntimeError(f"{uri}: the storage failed: {one_line(str(error))}; run again to resume")
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """A detail for ``bad/``: one line of bounded length."""
+    return clean(" ".join(text.split()))[:limit]
+
+
+def clean(text: str) -> str:
+    """``text`` as valid Unicode: names of files and json strings may hold lone surrogates."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def caption_text(content: bytes) -> str:
+    """The caption in a ``.txt`` file, as it is; bytes that are no UTF-8 are replaced."""
+    return content.decode("utf-8-sig", "replace")
+
+
+def caption_and_uid(content: bytes) -> tuple[str | None, str | None]:
+    """The caption (``caption``, else ``text``) and ``uid`` in a sample's json, where usable."""
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError):
+        return None, None
+    if not isinstance(facts, dict):
+        return None, None
+    texts = (facts.get(name) for name in ("caption", "text"))
+    caption = next((t for t in texts if isinstance(t, str)), None)
+    return None if caption is None else clean(caption), valid_uid(facts.get("uid"))
+
+
+def valid_uid(value: object) -> str | None:
+    """``value`` if it is a 128-bit uid in hex."""
+    return value if isinstance(value, str) and _UID.fullmatch(value) else None

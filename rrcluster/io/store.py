@@ -1,0 +1,159 @@
+"""A folder, local or on an object store: reads, whole-or-absent writes, listings.
+
+On a local disk a write goes beside and is renamed; on an object store it is one put (multipart
+uploads complete atomically). A reader therefore never sees half a file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+LOCAL_PROTOCOLS = ("file", "local")
+
+
+def filesystem(
+    uri: str, options: Mapping[str, Any] | None = None
+) -> tuple[AbstractFileSystem, str]:
+    """The fsspec filesystem of ``uri`` and the path on it; ``options`` as fsspec takes them.
+
+    Options are ignored for local paths, so that one ``storage_options`` serves a job that reads
+    from an object store and writes to a disk.
+    """
+    protocol = fsspec.utils.get_protocol(uri)
+    settings = dict(options or {}) if protocol not in LOCAL_PROTOCOLS else {}
+    if protocol in ("s3", "s3a"):
+        settings.setdefault("use_listings_cache", False)  # others write into the same folder
+    fs, path = url_to_fs(uri, **settings)
+    return fs, path
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder addressed by relative names, e.g. ``store.write_bytes("model/tree.npz", ...)``."""
+
+    uri: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
+
+    @cached_property
+    def _fs(self) -> tuple[AbstractFileSystem, str]:
+        fs, path = filesystem(self.uri, self.options)
+        return fs, path.rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "options": dict(self.options)}  # connections do not travel
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def is_local(self) -> bool:
+        return fsspec.utils.get_protocol(self.uri) in LOCAL_PROTOCOLS
+
+    def path(self, name: str) -> str:
+        """The path of ``name`` on the filesystem."""
+        return f"{self._fs[1]}/{name}" if name else self._fs[1]
+
+    def exists(self, name: str) -> bool:
+        return bool(self._fs[0].exists(self.path(name)))
+
+    def names(self, folder: str, suffix: str = "") -> set[str]:
+        """Names of the files directly in ``folder`` that end with ``suffix`` (none if absent)."""
+        fs, _ = self._fs
+        try:
+            entries = fs.ls(self.path(folder), detail=True, refresh=True)
+        except FileNotFoundError:
+            return set()
+        except TypeError:  # filesystems without a listing cache take no ``refresh``
+            entries = fs.ls(self.path(folder), detail=True)
+        files = (PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
+        return {n for n in files if n.endswith(suffix) and not n.startswith(".")}
+
+    def folders(self, folder: str) -> set[str]:
+        """Names of the folders directly in ``folder`` (none if absent)."""
+        try:
+            entries = self._fs[0].ls(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return set()
+        return {
+            PurePosixPath(e["name"].rstrip("/")).name for e in entries if e["type"] == "directory"
+        }
+
+    def open(self, name: str) -> BinaryIO:
+        """A seekable reader."""
+        return cast(BinaryIO, self._fs[0].open(self.path(name), "rb"))
+
+    def read_bytes(self, name: str) -> bytes:
+        return bytes(self._fs[0].cat_file(self.path(name)))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Publish ``content`` under ``name``: whole or not at all, replacing what was there."""
+        fs, _ = self._fs
+        path = self.path(name)
+        if not self.is_local:
+            fs.pipe_file(path, content)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        beside = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}"
+        try:
+            with open(beside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            if os.path.exists(beside):
+                os.unlink(beside)
+            raise
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_bytes(name, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+    def write_npy(self, name: str, array: npt.NDArray[Any]) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_npy(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """Rows ``start:stop`` of an ``.npy`` file; only those bytes are read (mapped locally)."""
+        if self.is_local:
+            array = np.load(self.path(name), mmap_mode="r", allow_pickle=False)
+            return cast(npt.NDArray[Any], array[start:stop])
+        with self.open(name) as file:
+            shape, dtype = npy_header(file)
+            stop = shape[0] if stop is None else min(stop, shape[0])
+            stride = dtype.itemsize * int(np.prod(shape[1:]))
+            file.seek(start * stride, io.SEEK_CUR)
+            content = file.read(max(stop - start, 0) * stride)
+        return np.frombuffer(content, dtype).reshape(-1, *shape[1:])
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an open ``.npy`` file, which is left at its first value.
+
+    Raises ValueError for what is no C-ordered array of plain numbers (pickled objects included).
+    """
+    major, _ = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(file)
+    if fortran or dtype.hasobject:
+        raise ValueError("not a C-ordered array of plain numbers")
+    return shape, dtype

@@ -1,0 +1,100 @@
+"""The Parquet tables of a run folder: schemas (version 1), whole-file reads and writes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rrcluster.io.store import Store
+
+SCHEMA_VERSION = 1
+SAMPLE_ID = pa.binary(16)
+
+MANIFEST = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("uri", pa.string()),
+        ("format", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("etag", pa.string()),
+    ]
+)
+SAMPLES = pa.schema(
+    [
+        ("sample_id", SAMPLE_ID),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("key", pa.string()),
+        ("caption", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+BAD = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("key", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+CLUSTERS = pa.schema(
+    [
+        ("cluster_id", pa.int64()),
+        ("level", pa.int32()),
+        ("parent_id", pa.int64()),
+        ("size", pa.int64()),
+        ("coding_rate", pa.float32()),
+        ("radius", pa.float32()),
+        ("captions", pa.list_(pa.struct([("text", pa.string()), ("score", pa.float32())]))),
+        ("exemplars", pa.list_(SAMPLE_ID)),
+        ("since_increment", pa.int32()),
+    ]
+)
+NAMES = {"manifest": MANIFEST, "samples": SAMPLES, "bad": BAD, "clusters": CLUSTERS}
+
+
+def assignments_schema(levels: int) -> pa.Schema:
+    """The schema of an assignment table with columns ``level_0`` (coarsest) to ``level_{L-1}``."""
+    return pa.schema(
+        [
+            ("sample_id", SAMPLE_ID),
+            ("shard", pa.int32()),
+            ("row", pa.int32()),
+            ("key", pa.string()),
+            ("caption", pa.string()),
+            *[(f"level_{level}", pa.int64()) for level in range(levels)],
+            ("confidence", pa.float32()),
+            ("outlier", pa.float32()),
+            ("cluster_caption", pa.string()),
+        ]
+    )
+
+
+def write_table(store: Store, name: str, kind: str, table: pa.Table) -> None:
+    """Publish ``table`` as Parquet with the format's metadata; same rows, same bytes."""
+    metadata = {b"rrcluster.schema": kind.encode(), b"rrcluster.schema_version": b"1"}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
+    store.write_bytes(name, buffer.getvalue())
+
+
+def table_of(kind: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A table of the named schema from row dictionaries (possibly none)."""
+    return pa.Table.from_pylist(list(rows), schema=NAMES[kind])
+
+
+def read_table(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    with store.open(name) as file:
+        return pq.read_table(file, columns=list(columns) if columns is not None else None)
+
+
+def num_rows(store: Store, name: str) -> int:
+    """Rows of a Parquet file, from its footer."""
+    with store.open(name) as file:
+        return int(pq.ParquetFile(file).metadata.num_rows)

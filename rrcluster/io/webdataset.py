@@ -1,0 +1,152 @@
+"""WebDataset shards: tar files, plain or compressed, streamed from front to back.
+
+A sample is a run of members with the same key: the path up to the first dot of the file's name.
+Names without an extension or with a leading dot (``._a.jpg``) are no samples, as in webdataset.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rrcluster.io.corpus import CorpusSpec
+from rrcluster.io.source import (
+    IMAGE_SUFFIXES,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    Damaged,
+    Raw,
+    Source,
+    caption_and_uid,
+    caption_text,
+    clean,
+)
+from rrcluster.records import BadReason, Shard
+
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
+
+
+class _Member(tarfile.TarInfo):
+    """A member header; anything but the end-of-archive mark where a header should be is an error.
+
+    tarfile itself takes a missing mark or garbage after the first member for the end, and so
+    would hide a shard that was cut between two members.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":
+                raise
+            raise tarfile.ReadError(f"no end-of-archive mark: {error}") from error
+
+
+@dataclass
+class _Group:
+    """The members of one sample, so far."""
+
+    key: str
+    suffixes: set[str] = field(default_factory=set)
+    image: bytes | None = None
+    compound: bool = False  # the image at hand is from ``key.<more>.jpg``: ``key.jpg`` goes before
+    problem: tuple[BadReason, str] | None = None
+    text: str | None = None
+    json_text: str | None = None
+    uid: str | None = None
+
+    @property
+    def has_image(self) -> bool:
+        return self.image is not None or self.problem is not None
+
+    def raw(self, row: int) -> Raw:
+        problem = self.problem
+        if not self.has_image:
+            members = ", ".join(sorted(self.suffixes))
+            problem = ("missing_image", clean(f"members: {members}")[:300])
+        caption = self.text if self.text is not None else self.json_text
+        image = None if problem else self.image
+        return Raw(row, clean(self.key), caption, image, self.uid, problem)
+
+
+def iter_webdataset(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
+    """The shard's samples in order. Raises Damaged where it ends early or is no tar at all."""
+    with Source(shard.uri, spec.storage_options) as source:
+        tar = _open(source)
+        row = 0
+        group: _Group | None = None
+        try:
+            while (member := _next(tar, source)) is not None:
+                match = _NAME.fullmatch(member.name)
+                if match is None or member.isdir():
+                    continue
+                key, suffix = match[1], match[2].lower()
+                if group is None or key != group.key or suffix in group.suffixes:
+                    if group is not None:
+                        yield group.raw(row)
+                        row += 1
+                    group = _Group(key)
+                _take(group, suffix, tar, member, source)
+        except Damaged as damage:
+            if group is not None and group.has_image:
+                yield group.raw(row)  # its image is whole; of its caption we cannot know
+            elif group is not None:
+                damage.key = clean(group.key)
+            raise
+        if group is not None:
+            yield group.raw(row)
+
+
+def _open(source: Source) -> tarfile.TarFile:
+    try:
+        options: dict[str, Any] = {"fileobj": source, "mode": "r|*", "tarinfo": _Member}
+        return tarfile.open(**options)  # "|": streamed; "*": whatever the compression
+    except Exception as error:
+        raise source.damage("read", error) from error
+
+
+def _next(tar: tarfile.TarFile, source: Source) -> tarfile.TarInfo | None:
+    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has seen
+    try:
+        return tar.next()
+    except Exception as error:  # damaged headers raise more than TarError: ValueError, zlib.error
+        raise source.damage("truncated", error) from error
+
+
+def _take(
+    group: _Group, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo, source: Source
+) -> None:
+    """Read the member into the group if it is the sample's image or caption."""
+    group.suffixes.add(suffix)
+    if not member.isreg():
+        return
+    compound = "." in suffix
+    if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+        if group.has_image and (compound or not group.compound):
+            return
+        group.compound, group.problem = compound, None
+        if member.size > MAX_IMAGE_BYTES:
+            group.image = None
+            group.problem = ("too_large", f"{member.size} bytes")
+        else:
+            group.image = _content(tar, member, source)
+    elif suffix in ("txt", "json") and member.size <= MAX_TEXT_BYTES:
+        content = _content(tar, member, source)
+        if suffix == "txt":
+            group.text = caption_text(content)
+        else:
+            group.json_text, group.uid = caption_and_uid(content)
+
+
+def _content(tar: Any, member: tarfile.TarInfo, source: Source) -> bytes:
+    try:
+        content: bytes = tar.extractfile(member).read()
+    except Exception as error:
+        raise source.damage("truncated", error) from error
+    if len(content) != member.size:  # tarfile reports a cut member only when nothing is left of it
+        raise Damaged("truncated", f"{member.name} has {len(content)} of {member.size} bytes")
+    return content

@@ -1,0 +1,133 @@
+"""Compute in this process, without Ray: the serial twin of ``distributed``, with threads."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
+from rrcluster.core.shards import MemoryShards, Shards
+from rrcluster.models.encoder import load_encoder
+from rrcluster.records import Shard
+from rrcluster.stages.embed import Assembler, Batch, TakeVectors, encode_batch, read_batches
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class InProcessCompute(Compute):
+    """Threads of this process; torch and PIL let go of the interpreter while they work."""
+
+    def __init__(self, workers: int | None = None, device: str = "cpu") -> None:
+        self.workers = workers or os.cpu_count() or 1
+        self.device = device
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(1)  # one thread per block: sums do not depend on the cores
+
+    def close(self) -> None:
+        torch.set_num_threads(self._threads_before)
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
+        with ThreadPoolExecutor(
+            self.workers, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            futures = {pool.submit(function, item): i for i, item in enumerate(items)}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    @contextmanager
+    def hold(self, load: Callable[[int], Tensor], blocks: int) -> Iterator[Shards]:
+        yield MemoryShards([load(b) for b in range(blocks)], self.workers)
+
+    def embed(self, plan: EmbedPlan, shards: Sequence[Shard]) -> Iterator[ShardCounts]:
+        if plan.encoder.kind == "vectors":
+            yield from (counts for _, counts in self.map(TakeVectors(plan), shards))
+            return
+        encoder = load_encoder(plan.encoder, self.device)
+        assembler = Assembler(plan.store)
+        size = plan.encoder.batch_size
+        for batch in rebatch(_read_ahead(plan, shards, self.workers), size):
+            yield from assembler.add(encode_batch(encoder, batch))
+
+    def coordinate(self, task: Callable[[Compute, Progress], R], progress: Progress) -> R:
+        return task(self, progress)
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)  # OpenMP counts threads per thread
+
+
+def rebatch(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
+    """The same rows in batches of ``rows``, the last one shorter."""
+    held: list[Batch] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(len(b["row"]) for b in held) >= rows:
+            joined = _join(held)
+            yield {n: c[:rows] for n, c in joined.items()}
+            held = [{n: c[rows:] for n, c in joined.items()}]
+    joined = _join(held) if held else {}
+    if held and len(joined["row"]):
+        yield joined
+
+
+def _join(batches: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+
+
+def _read_ahead(plan: EmbedPlan, shards: Sequence[Shard], readers: int) -> Iterator[Batch]:
+    """Blocks of decoded rows from ``readers`` threads, a bounded number of them ahead."""
+    todo: queue.SimpleQueue[Shard] = queue.SimpleQueue()
+    for shard in shards:
+        todo.put(shard)
+    ready: queue.Queue[Any] = queue.Queue(maxsize=4 * readers)
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                for batch in read_batches(todo.get_nowait(), plan):
+                    put(batch)
+                    if stop.is_set():
+                        return
+        except queue.Empty:
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threads = [threading.Thread(target=read, daemon=True) for _ in range(readers)]
+    for thread in threads:
+        thread.start()
+    try:
+        ended = 0
+        while ended < readers:
+            item = ready.get()
+            if item is None:
+                ended += 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        stop.set()

@@ -1,0 +1,1 @@
+"""Image encoders, text towers and the shipped vocabulary. Nothing downloads unasked."""

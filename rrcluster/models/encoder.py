@@ -1,0 +1,274 @@
+"""What turns images into unit vectors: the settings, the interface, and the constant-shape batches.
+
+Every batch has exactly ``batch_size`` rows, the last one padded with black: with constant shapes
+the libraries choose the same kernels, and a row's vector does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from rrcluster.records import UserError, setting
+
+if TYPE_CHECKING:
+    from rrcluster.models.text import TextTower
+
+KINDS = ("tiny", "open_clip", "timm", "vectors")
+RESIZES = ("auto", "center_crop", "squash")
+TRANSFORMS = ("none", "sqrt_unit")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class EncoderSpec:
+    """Which model embeds the images, and where the captions' text vectors come from."""
+
+    kind: str = setting(
+        "tiny", "tiny (ships with the package), open_clip, timm, or vectors (ready embeddings)"
+    )
+    model: str | None = setting(
+        None, "open_clip or timm model name; open_clip also takes local-dir:PATH and hf-hub:REPO"
+    )
+    pretrained: str | None = setting(
+        None, "tag of the weights on the hub; downloads them unless a checkpoint is given as well"
+    )
+    checkpoint: str | None = setting(
+        None, "local weights file (.safetensors or a weights-only .pt/.bin); nothing is downloaded"
+    )
+    precision: str = setting("auto", "fp32, bf16 or fp16; auto is bf16 on a GPU and fp32 on CPU")
+    batch_size: int = setting(64, "images per forward pass; every batch is padded to it")
+    image_size: int | None = setting(None, "side in pixels; null is the model's own")
+    mean: list[float] | None = setting(None, "RGB mean in 0..1; null is the model's own")
+    std: list[float] | None = setting(None, "RGB deviation in 0..1; null is the model's own")
+    resize: str = setting(
+        "auto", "center_crop (short side, then crop), squash (ignores the aspect), auto (model's)"
+    )
+    model_options: dict[str, Any] = setting({}, "more arguments of the model's constructor")
+    projection: str | None = setting(
+        None, "path of an .npz with W (features, d) and b (d,): features to the shared space"
+    )
+    feature_transform: str = setting(
+        "none", "none, or sqrt_unit: sqrt(x) / |sqrt(x)| of the pooled features, before projection"
+    )
+    text: str | None = setting(
+        None,
+        "text vectors for captions: an .npz with x and name, or an open_clip text tower as"
+        " model:tag or model:checkpoint; null is the encoder's own tower, if it has one",
+    )
+
+
+class PixelFacts(NamedTuple):
+    """How images must be prepared before ``encode_images``."""
+
+    image_size: int
+    resize: str  # "center_crop" | "squash"
+    interpolation: str  # "bicubic" | "bilinear"
+
+
+class Encoder(ABC):
+    """Images in, unit vectors out."""
+
+    name: str
+    width: int  # d
+    image_size: int
+    resize: str
+    interpolation: str
+    weights_hash: str  # sha256 over parameter names, shapes and bytes
+
+    @abstractmethod
+    def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Unit rows (n, d) of RGB images (n, s, s, 3)."""
+
+
+class Look(NamedTuple):
+    """The pixel facts together with the normalisation."""
+
+    pixels: PixelFacts
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class Loaded(NamedTuple):
+    """A module on its device whose call maps normalised images (n, 3, s, s) to features (n, d)."""
+
+    name: str
+    module: nn.Module
+    look: Look
+    weights_hash: str
+
+
+class TorchEncoder(Encoder):
+    """Padding, normalisation and precision around any torch module."""
+
+    def __init__(self, loaded: Loaded, batch_size: int, precision: str, device: str) -> None:
+        self.name, self._module, look, self.weights_hash = loaded
+        self.image_size, self.resize, self.interpolation = look.pixels
+        self._batch_size, self._device = batch_size, torch.device(device)
+        self._dtype = dtype_for(precision, device)
+        # One multiply-add on the device: (x / 255 - mean) / std = x * scale + shift.
+        std = torch.tensor(look.std, dtype=torch.float32)
+        mean = torch.tensor(look.mean, dtype=torch.float32)
+        self._scale = (1.0 / (255.0 * std)).view(3, 1, 1).to(device)
+        self._shift = (-mean / std).view(3, 1, 1).to(device)
+        blank = np.zeros((1, self.image_size, self.image_size, 3), dtype=np.uint8)
+        self.width = int(self._forward(blank).shape[1])
+
+    def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        size = self.image_size
+        wrong = f"{self.name} takes uint8 {size} x {size}, not {pixels.dtype} {pixels.shape}"
+        assert pixels.dtype == np.uint8, wrong
+        assert pixels.shape[1:] == (size, size, 3), wrong
+        if not len(pixels):
+            return np.zeros((0, self.width), dtype=np.float32)
+        steps = range(0, len(pixels), self._batch_size)
+        parts = [self._forward(pixels[i : i + self._batch_size]) for i in steps]
+        return torch.cat(parts).cpu().numpy()  # the only wait for the device
+
+    @torch.inference_mode()
+    def _forward(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        batch = torch.zeros(
+            (self._batch_size, *pixels.shape[1:]),
+            dtype=torch.uint8,
+            pin_memory=self._device.type == "cuda",
+        )
+        batch[: len(pixels)] = torch.from_numpy(pixels)
+        on_device = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        images = on_device.float() * self._scale + self._shift
+        with autocast(self._device, self._dtype):
+            features = self._module(images)
+        return nn.functional.normalize(features[: len(pixels)].float(), dim=-1)
+
+
+def dtype_for(precision: str, device: str) -> torch.dtype:
+    """The dtype of the matrix products; ``auto`` is bf16 on CUDA and fp32 elsewhere."""
+    on_gpu = torch.device(device).type == "cuda"
+    if precision == "auto":
+        return torch.bfloat16 if on_gpu else torch.float32
+    if precision not in DTYPES:
+        raise UserError("encoder.precision", precision, "use auto, fp32, bf16 or fp16")
+    if precision == "fp16" and not on_gpu:
+        raise UserError("encoder.precision", precision, "needs a GPU; on CPU use bf16 or fp32")
+    return DTYPES[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Lower precision for products only: norms, softmax and the final unit rows stay float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def hash_weights(named: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 over names, shapes, dtypes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named, key=lambda item: item[0]):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(flat.shape)}{flat.dtype}".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def existing_file(setting_name: str, path: str) -> str:
+    """``path``, or the user's error that it is missing."""
+    if not Path(path).is_file():
+        raise UserError(setting_name, path, "there is no such file; give the path of a local file")
+    return path
+
+
+def read_arrays(setting_name: str, path: str, names: Sequence[str]) -> list[npt.NDArray[Any]]:
+    """The named arrays of an .npz (never pickled objects), or the user's error."""
+    existing_file(setting_name, path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        wanted = " and ".join(names)
+        raise UserError(setting_name, path, f"must be an .npz with {wanted} ({error})") from error
+
+
+def look_from(
+    spec: EncoderSpec,
+    size: Any,
+    resize: str,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Look:
+    """The model's own facts with the settings' overrides on top, checked."""
+    side = spec.image_size or (max(size) if isinstance(size, (tuple, list)) else int(size))
+    chosen = resize if spec.resize == "auto" else spec.resize
+    if chosen not in RESIZES[1:]:
+        remedy = f"the model's own way is {chosen!r}; use center_crop or squash"
+        raise UserError("encoder.resize", spec.resize, remedy)
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if values is not None and len(values) != 3:
+            raise UserError(f"encoder.{name}", values, "give three numbers, for R, G and B")
+    # Random, nearest or Lanczos ("random" in some timm configurations) is read as bicubic.
+    filter_name = interpolation if interpolation in ("bicubic", "bilinear") else "bicubic"
+    return Look(PixelFacts(side, chosen, filter_name), spec.mean or mean, spec.std or std)
+
+
+def _check(spec: EncoderSpec) -> None:
+    if spec.kind not in KINDS:
+        raise UserError("encoder.kind", spec.kind, f"use one of {', '.join(KINDS)}")
+    if spec.batch_size < 1:
+        raise UserError("encoder.batch_size", spec.batch_size, "must be at least 1")
+    if spec.feature_transform not in TRANSFORMS:
+        remedy = f"use one of {', '.join(TRANSFORMS)}"
+        raise UserError("encoder.feature_transform", spec.feature_transform, remedy)
+    if spec.kind == "vectors":
+        remedy = "reads ready vectors (corpus.format=embeddings); to embed images choose another"
+        raise UserError("encoder.kind", spec.kind, remedy)
+    if spec.kind in ("open_clip", "timm") and not spec.model:
+        raise UserError("encoder.model", spec.model, f"name a {spec.kind} model")
+
+
+def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
+    """The encoder with its weights on ``device`` ("cpu", "cuda", "cuda:1")."""
+    _check(spec)
+    dtype_for(spec.precision, device)  # a wrong precision is said before weights are read
+    if spec.kind == "timm":
+        from rrcluster.models import timm
+
+        loaded = timm.load_images(spec, device)
+    else:
+        from rrcluster.models import clip
+
+        loaded = clip.load_images(spec, device)
+    return TorchEncoder(loaded, spec.batch_size, spec.precision, device)
+
+
+def pixel_facts(spec: EncoderSpec) -> PixelFacts:
+    """(size, resize, interpolation) of the model, without loading its weights."""
+    _check(spec)
+    if spec.kind == "timm":
+        from rrcluster.models import timm
+
+        return timm.look(spec).pixels
+    from rrcluster.models import clip
+
+    return clip.look(spec).pixels
+
+
+def load_text_tower(spec: EncoderSpec, device: str) -> TextTower | None:
+    """Where captions get text vectors from; None when the encoder has no text side."""
+    from rrcluster.models import clip
+    from rrcluster.models.text import FixedTexts
+
+    if spec.text is None:
+        return clip.load_texts(spec, device) if spec.kind in ("tiny", "open_clip") else None
+    if spec.text.endswith(".npz"):
+        x, names = read_arrays("encoder.text", spec.text, ("x", "name"))
+        return FixedTexts([str(name) for name in names], cast(Any, x))
+    return clip.load_named_tower(spec, device)

@@ -1,0 +1,151 @@
+"""Sentences: what the corpus holds, what is missing from an unfinished run, what to do next."""
+
+from __future__ import annotations
+
+from rrcluster.report.progress import Progress
+from rrcluster.report.summary import Cluster, Summary
+from rrcluster.report.words import percent, plural
+
+NAMED = 5  # clusters named in the headline
+FOLLOWS = {
+    "manifest": "the list of input shards",
+    "embed": "the embeddings of the images",
+    "seed": "the first clusters",
+    "refine": "the refined clusters",
+    "count": "the estimate of the number of clusters",
+    "caption": "the clusters' names and sizes",
+    "write": "every sample's cluster, confidence and outlier score",
+}
+
+
+def headline(summary: Summary) -> str:
+    """What the corpus holds, in one sentence."""
+    progress = summary.progress
+    if not summary.roots:
+        if not progress.read:
+            return "Nothing has been read yet."
+        about = "About " if progress.estimated else ""
+        images = plural(progress.embedded, noun(progress))
+        return f"{about}{images} embedded so far, not yet sorted into clusters."
+    counts = plural(summary.num_leaves, "cluster")
+    if len(summary.sizes) == 2:
+        counts += f" in {plural(len(summary.sizes[0]), 'group')}"
+    elif len(summary.sizes) > 2:
+        per_level = ", ".join(f"{len(sizes):,}" for sizes in summary.sizes)
+        counts += f" on {len(summary.sizes)} levels ({per_level})"
+    largest = [f"{c.name} ({percent(c.share)})" for c in _distinct(summary)[:NAMED]]
+    if len(largest) > 1:
+        largest = [", ".join(largest[:-1]) + " and " + largest[-1]]
+    verb = "is" if summary.progress.embedded == 1 else "are"
+    images = plural(progress.embedded, noun(progress))
+    return f"{images} {verb} sorted into {counts}; the largest: {largest[0]}."
+
+
+def noun(progress: Progress) -> str:
+    """What a sample of this corpus is."""
+    ready = progress.record.get("config", {}).get("corpus", {}).get("format") == "embeddings"
+    return "vector" if ready else "image"
+
+
+def _distinct(summary: Summary) -> list[Cluster]:
+    """Coarsest clusters when there are at least three, otherwise the leaves, largest first."""
+    found = list(summary.roots) if len(summary.roots) >= 3 else summary.leaves
+    return sorted(found, key=lambda c: (-c.size, c.cluster_id))
+
+
+def missing_parts(progress: Progress) -> list[str]:
+    """What an unfinished run does not have yet, stage by stage."""
+    found = []
+    for stage in progress.stages:
+        if stage.status == "done" or stage.name not in FOLLOWS:
+            continue
+        parts = f" ({stage.done:,} of {stage.total:,} shards are there)" if stage.total > 1 else ""
+        found.append(f"{stage.name}: {FOLLOWS[stage.name]}{parts}")
+    return found
+
+
+def reconciliation(progress: Progress) -> str:
+    """The counts in one line, and whether they add up."""
+    about = "≈ " if progress.estimated else ""
+    line = f"{about}{progress.read:,} read = {progress.embedded:,} embedded + {progress.bad:,} bad"
+    if progress.reconciles is False:
+        short = progress.read - progress.embedded - progress.bad
+        return line.replace(" = ", " ≠ ") + f": {short:+,} not accounted for"
+    return line if progress.reconciles else f"{line} so far"
+
+
+def next_steps(progress: Progress, summary: Summary | None = None) -> list[str]:
+    """What to do now, most pressing first. Text in backticks is a command or a setting."""
+    run_dir = progress.uri
+    steps = []
+    failed = [s.name for s in progress.stages if s.status == "failed"]
+    if failed:
+        steps.append(
+            f"Stage {failed[0]} failed: see its error in the job's log, then run the same command "
+            "again; it goes on where it was."
+        )
+    elif not progress.finished:
+        waiting = next(s.name for s in progress.stages if s.status != "done")
+        steps.append(
+            f"The run stands at stage {waiting}. If no job is at work on it, run the same command "
+            "again; it goes on where it was."
+        )
+    if progress.reconciles is False:
+        steps.append("The counts do not add up: run `rrcluster status` and keep the job's log.")
+    allowed = progress.record.get("config", {}).get("corpus", {}).get("max_bad_fraction")
+    if progress.bad and allowed is not None and progress.bad > allowed * progress.read:
+        steps.append(
+            f"{percent(progress.bad / progress.read)} of the rows are bad, more than "
+            f"`corpus.max_bad_fraction={allowed}`: look at the reasons below before using the run."
+        )
+    if summary is not None:
+        steps += _findings(summary)
+    if progress.finished:
+        size = max(progress.embedded // 10, 1)
+        steps += [
+            "Draw a balanced sample, for instance a tenth of the corpus: "
+            f"`rrcluster sample run_dir={run_dir} sample.name=v1 sample.size={size}`.",
+            f"When new shards have come: `rrcluster recluster run_dir={run_dir}`; "
+            "cluster ids stay the same.",
+        ]
+    return steps
+
+
+def _findings(summary: Summary) -> list[str]:
+    steps = []
+    curve = summary.curve
+    if curve is not None and not curve.enough_data:
+        steps.append(
+            "The corpus is too small to tell how many clusters it has; read the number as a guess."
+        )
+    elif curve is not None and curve.asked != "auto":
+        leaves = summary.num_leaves or (curve.chosen[-1] if curve.chosen else 0)
+        if not curve.low <= leaves <= curve.high:
+            steps.append(
+                f"The curve suggests {curve.low:,} to {curve.high:,} clusters and the run has "
+                f"{leaves:,} as asked: try `k={curve.estimate}` or `k=auto` in another run_dir."
+            )
+    copies, total = summary.duplicates.extra, summary.progress.embedded
+    if total and copies / total >= 0.05:
+        steps.append(
+            f"{percent(copies / total)} of the samples repeat an earlier one: drop repeats by "
+            "`sample_id` before training."
+        )
+    unsure = [c for c in summary.leaves if c.size and median(c.confidence) < 0.5]
+    if unsure:
+        names = ", ".join(c.name for c in unsure[:3])
+        steps.append(
+            f"{plural(len(unsure), 'cluster')} with a median confidence under 0.5 "
+            f"({names}{', …' if len(unsure) > 3 else ''}): look at the borderline samples."
+        )
+    return steps
+
+
+def median(histogram: tuple[int, ...]) -> float:
+    """The median of a histogram over 0..1, to half a bin; 1 for an empty one."""
+    total, seen = sum(histogram), 0
+    for i, count in enumerate(histogram):
+        seen += count
+        if total and 2 * seen >= total:
+            return (i + 0.5) / len(histogram)
+    return 1.0

@@ -1,0 +1,107 @@
+"""How far a run has come, from its folder alone: ``run.json`` and the files that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from rrcluster.io import tables
+from rrcluster.io.store import Store
+from rrcluster.records import UserError
+
+STAGES = (
+    "manifest", "embed", "select", "seed", "refine", "count", "caption", "write", "report",
+)  # fmt: skip
+OPTIONAL = ("select",)  # shown only when the run has it
+PER_SHARD = {"embed": "samples", "write": "assignments/increment=00000"}
+FOOTERS = 512  # shards whose row counts are read while embedding runs; above that, an estimate
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: ``status`` is waiting, running, failed or done; units are shards or the whole."""
+
+    name: str
+    status: str
+    done: int
+    total: int
+    seconds: float = 0.0
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    gpu_hours: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The run's stages and its counts; ``reconciles`` is None until embedding has finished."""
+
+    uri: str
+    record: Mapping[str, Any] = field(repr=False)
+    stages: tuple[Stage, ...]
+    read: int
+    embedded: int
+    bad: int
+    estimated: bool  # counts are scaled up from FOOTERS shards
+    reconciles: bool | None
+
+    @property
+    def finished(self) -> bool:
+        return all(s.status == "done" for s in self.stages if s.name != "report")
+
+    def stage(self, name: str) -> Stage:
+        return next((s for s in self.stages if s.name == name), Stage(name, "waiting", 0, 1))
+
+
+def read_progress(store: Store) -> Progress:
+    """Where the run stands. Raises UserError when the folder holds no run."""
+    if not store.exists("run.json"):
+        raise UserError("run_dir", store.uri, "holds no run.json; name the folder of a run")
+    record = store.read_json("run.json")
+    shards = int(record.get("corpus", {}).get("shards", 0))
+    known = record.get("stages", {})
+    stages = tuple(
+        _stage(store, name, known.get(name, {}), shards)
+        for name in STAGES
+        if name in known or name not in OPTIONAL
+    )
+    counts = record.get("reconciliation") or {}
+    if counts:
+        read, embedded, bad = (int(counts[n]) for n in ("read", "embedded", "bad"))
+        return Progress(
+            store.uri, record, stages, read, embedded, bad, False, read == embedded + bad
+        )
+    names = sorted(store.names("samples", ".parquet"))
+    embedded, bad = count_rows(store, "samples", names), count_rows(store, "bad", names)
+    estimated = len(names) > FOOTERS
+    return Progress(store.uri, record, stages, embedded + bad, embedded, bad, estimated, None)
+
+
+def _stage(store: Store, name: str, known: Mapping[str, Any], shards: int) -> Stage:
+    status = known.get("status", "waiting")
+    done, total = int(status == "done"), 1
+    if name in PER_SHARD and shards:
+        files = len(store.names(PER_SHARD[name], ".parquet"))
+        total = shards
+        done = shards if status == "done" else min(files, shards)
+    return Stage(
+        name,
+        status,
+        done,
+        total,
+        float(known.get("seconds", 0.0)),
+        known.get("counts", {}),
+        known.get("rates", {}),
+        float(known.get("gpu_hours", 0.0)),
+    )
+
+
+def count_rows(store: Store, folder: str, names: Iterable[str]) -> int:
+    """Rows of these files from their footers; beyond FOOTERS files, scaled from an even choice."""
+    names = sorted({*names} & store.names(folder, ".parquet"))
+    step = -(-len(names) // FOOTERS) or 1
+    chosen = names[::step]
+    with ThreadPoolExecutor(16) as pool:  # waiting for an object store, mostly
+        rows = sum(pool.map(lambda n: tables.num_rows(store, f"{folder}/{n}"), chosen))
+    return rows if step == 1 else round(rows * len(names) / len(chosen))

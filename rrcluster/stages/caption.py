@@ -1,0 +1,323 @@
+"""caption: names for clusters at every level, from CLIP's text tower and the corpus's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rrcluster.compute import Compute, Progress
+from rrcluster.core.caption import origins, pick, vote
+from rrcluster.core.forest import Forest, label
+from rrcluster.core.ngrams import cluster_ngrams
+from rrcluster.io.drawings import vocabulary as drawn_vocabulary
+from rrcluster.io.store import Store
+from rrcluster.io.tensors import read_arrays, write_arrays
+from rrcluster.models.encoder import EncoderSpec, load_text_tower
+from rrcluster.models.vocabulary import load_vocabulary
+from rrcluster.stages.fit import read_forest
+from rrcluster.stages.gather import EXEMPLARS, OUTLIER, Facts, Picks, gather, look_up
+from rrcluster.stages.run import Record, Run
+from rrcluster.stages.select import LoadBlock
+
+NAMES = "model/caption/names.json"
+EXAMPLES = "model/caption/examples.json"
+TEXTS = "model/caption/texts.safetensors"
+CAPTIONS_READ = 64  # of a cluster, for its n-grams
+NGRAMS_KEPT = 12  # candidates from a cluster's own captions
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is written about one cluster: (caption, score) best first, exemplar ids, radius."""
+
+    captions: list[tuple[str, float]]
+    exemplars: list[str]
+    radius: float
+
+
+@dataclass(frozen=True)
+class Names:
+    """Per level, coarse to fine, what is written about each cluster; ``parents`` of the finest."""
+
+    levels: list[list[Named]]
+    paths: list[list[int]]  # of each finest cluster
+
+    def label_of_finest(self) -> list[str]:
+        """One caption per finest cluster: its own, else a named ancestor's, else empty."""
+        found = []
+        for path in self.paths:
+            named = [self.levels[level][index].captions for level, index in enumerate(path)]
+            found.append(next((c[0][0] for c in reversed(named) if c), ""))
+        return found
+
+
+def read_names(store: Store) -> Names:
+    content = store.read_json(NAMES)
+    levels = [
+        [Named([(t, s) for t, s in n["captions"]], n["exemplars"], n["radius"]) for n in level]
+        for level in content["levels"]
+    ]
+    return Names(levels, content["paths"])
+
+
+def caption(run: Run, compute: Compute, record: Record, progress: Progress) -> None:
+    """Write ``model/caption/examples.json``, then ``names.json``."""
+    with record.stage("caption") as counts:
+        if not run.store.exists(NAMES):
+            _caption(run, compute, progress)
+        names = read_names(run.store)
+        every = [named for level in names.levels for named in level]
+        counts |= {"clusters": len(every), "named": sum(bool(n.captions) for n in every)}
+
+
+def _caption(run: Run, compute: Compute, progress: Progress) -> None:
+    store, spec = run.store, run.config.caption
+    forest, load = read_forest(store), LoadBlock.of(run)
+    progress("caption", 0, 4, "typical samples")
+    facts = gather(compute, load, forest, CAPTIONS_READ)
+    paths = finest_paths(forest)
+    progress("caption", 1, 4, "the corpus's own words")
+    shown = np.concatenate([facts.exemplars.where, facts.borderline.where, facts.texts.where])
+    rows = look_up(compute, store, shown)
+    phrases = ngrams_of(facts.texts, rows, len(paths), spec.ngrams)
+    progress("caption", 2, 4, "candidate texts")
+    tower = run.config.encoder
+    item = (tuple(candidates(run)), tuple(sorted({p for own in phrases for p, _ in own})))
+    texts = next(compute.map(EncodeTexts(store, tower, run.config.caption.vocabulary), [item]))[1]
+    progress("caption", 3, 4, "voting")
+    if texts is None:  # no text tower: the corpus's own words are all there is
+        captions = [
+            own_words(phrases, paths[:, level], spec.top) for level in range(paths.shape[1])
+        ]
+    else:
+        captions = vote_names(run, compute, load, forest, facts, phrases, texts)
+    names = Names(
+        [
+            [
+                Named(captions[level][i], _exemplars(facts.exemplars, paths[:, level] == i), radius)
+                for i, radius in enumerate(radii(facts, paths[:, level]))
+            ]
+            for level in range(paths.shape[1])
+        ],
+        paths.tolist(),
+    )
+    store.write_json(EXAMPLES, examples(facts, paths, rows, forest))
+    store.write_json(NAMES, {"levels": [[asdict(n) for n in level] for level in names.levels],
+                             "paths": names.paths})  # fmt: skip
+    progress("caption", 4, 4)
+
+
+def finest_paths(forest: Forest) -> npt.NDArray[np.int64]:
+    """(k, L): cluster at each level of every finest cluster, in the order of their numbers."""
+    paths: npt.NDArray[np.int64] = forest.paths.unique(dim=0).numpy()
+    return paths[paths[:, -1].argsort()]
+
+
+def candidates(run: Run) -> list[str]:
+    """Candidate names: the user's, else those that the encoder has learned, else the shipped."""
+    if run.config.caption.vocabulary is None and run.config.encoder.kind == "tiny":
+        return drawn_vocabulary()
+    return load_vocabulary(run.config.caption.vocabulary)
+
+
+@dataclass(frozen=True)
+class EncodeTexts:
+    """Task: text vectors of the candidates, kept in the run; answers with the texts it has."""
+
+    store: Store
+    encoder: EncoderSpec
+    vocabulary: str | None
+
+    def __call__(self, item: tuple[tuple[str, ...], tuple[str, ...]]) -> list[str] | None:
+        general, own = item
+        tower = load_text_tower(self.encoder, "cpu")
+        if tower is None:
+            return None
+        if tower.fixed is not None:  # only these have vectors
+            known = set(tower.fixed)
+            wanted = [t for t in general if t in known] if self.vocabulary else tower.fixed
+            texts = list(dict.fromkeys(wanted or tower.fixed))
+        else:
+            texts = list(dict.fromkeys([*general, *own]))
+        write_arrays(self.store, TEXTS, {"x": tower.encode(texts)})
+        return texts
+
+
+def ngrams_of(
+    picks: Picks, rows: dict[tuple[int, int], Any], clusters: int, longest: int
+) -> list[list[tuple[str, float]]]:
+    """Phrases that set each finest cluster's captions apart, with their tf-idf weights."""
+    captions: list[list[str]] = [[] for _ in range(clusters)]
+    for cluster, where in zip(picks.cluster.tolist(), picks.where.tolist(), strict=True):
+        text = rows[tuple(where)][2]
+        if text:
+            captions[cluster].append(text)
+    if not longest or not any(captions):
+        return [[] for _ in range(clusters)]
+    return cluster_ngrams(captions, NGRAMS_KEPT)
+
+
+def own_words(
+    phrases: list[list[tuple[str, float]]], cluster_of: npt.NDArray[np.int64], top: int
+) -> list[list[tuple[str, float]]]:
+    """Names without a text tower: the weightiest phrases of each cluster's captions."""
+    found: list[list[tuple[str, float]]] = []
+    for index in range(int(cluster_of.max()) + 1):
+        best: dict[str, float] = {}
+        for finest in np.flatnonzero(cluster_of == index).tolist():
+            for phrase, weight in phrases[finest]:
+                best[phrase] = max(best.get(phrase, 0.0), weight)
+        found.append(sorted(best.items(), key=lambda p: (-p[1], p[0]))[:top])
+    return found
+
+
+def vote_names(
+    run: Run,
+    compute: Compute,
+    load: LoadBlock,
+    forest: Forest,
+    facts: Facts,
+    phrases: list[list[tuple[str, float]]],
+    texts: Sequence[str],
+) -> list[list[list[tuple[str, float]]]]:
+    """Per level and cluster, the picked names: typical images vote, block by block."""
+    spec, paths = run.config.caption, finest_paths(forest)
+    vectors = torch.from_numpy(read_arrays(run.store, TEXTS)["x"])
+    own = torch.zeros(len(paths), len(texts), dtype=torch.bool)
+    position = {text: i for i, text in enumerate(texts)}
+    from_corpus = {phrase for found in phrases for phrase, _ in found}
+    listed = set(candidates(run))
+    general = torch.tensor([t not in from_corpus or t in listed for t in texts])
+    for cluster, found in enumerate(phrases):
+        for phrase, _ in found:
+            if phrase in position:
+                own[cluster, position[phrase]] = True
+    levels = []
+    for level in range(paths.shape[1]):
+        cluster_of = torch.from_numpy(paths[:, level])
+        k = int(cluster_of.max()) + 1
+        total = torch.zeros(k, facts.typical.shape[1], dtype=torch.float64)
+        total.index_add_(0, cluster_of, facts.typical)
+        size = torch.zeros(k, dtype=torch.int64).index_add_(0, cluster_of, facts.typical_count)
+        parent = torch.zeros(k, dtype=torch.int64)
+        if level:
+            parent[cluster_of] = torch.from_numpy(paths[:, level - 1])
+        means = (total / size.clamp_min(1)[:, None]).float()
+        allowed = torch.zeros(k, len(texts), dtype=torch.bool)
+        allowed.index_put_((cluster_of,), own, accumulate=True)
+        levels.append(Ballot(origins(means, parent), allowed | general))
+    per_block = max(4, -(-spec.samples_per_cluster // load.blocks))
+    work = VoteBlock(load, forest, vectors, tuple(levels), per_block)
+    answers = dict(compute.map(work, list(range(load.blocks))))
+    names = []
+    for level in range(len(levels)):
+        votes = torch.stack([answers[b][level][0] for b in range(load.blocks)]).sum(0)
+        voters = torch.stack([answers[b][level][1] for b in range(load.blocks)]).sum(0)
+        score = votes / voters.clamp_min(1)[:, None]
+        names.append(pick(score, texts, spec.top, spec.min_score))
+    return names
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """Of one level: what images are compared with (k, d), and the texts allowed (k, m)."""
+
+    origin: Tensor
+    allowed: Tensor
+
+
+@dataclass(frozen=True)
+class VoteBlock:
+    """Map: summed votes (k, m) and voters (k,) of the block's typical images, per level."""
+
+    load: LoadBlock
+    forest: Forest
+    texts: Tensor
+    levels: tuple[Ballot, ...]
+    per_cluster: int
+
+    def __call__(self, block: int) -> list[tuple[Tensor, Tensor]]:
+        x = self.load(block)
+        found = label(self.forest, x)
+        finest = found.path[:, -1]
+        order = torch.from_numpy(np.lexsort((found.cost.numpy(), finest.numpy())))
+        owner = finest[order]
+        rank = torch.arange(len(order)) - torch.searchsorted(owner, owner)
+        rows = order[(rank < self.per_cluster) & (found.outlier[order] <= OUTLIER)]
+        rows = rows.sort().values
+        answers = []
+        for level, ballot in enumerate(self.levels):
+            cluster = found.path[rows, level]
+            voters = torch.bincount(cluster, minlength=len(ballot.origin))
+            share = vote(x[rows], cluster, ballot.origin, self.texts, ballot.allowed)
+            answers.append((share * voters.clamp_min(1)[:, None], voters))
+        return answers
+
+
+def radii(facts: Facts, cluster_of: npt.NDArray[np.int64]) -> list[float]:
+    """Root mean squared distance to the mean of each cluster of a level, on the unit sphere."""
+    index = torch.from_numpy(cluster_of)
+    k = int(index.max()) + 1
+    total = torch.zeros(k, facts.total.shape[1], dtype=torch.float64)
+    total.index_add_(0, index, facts.total)
+    size = torch.zeros(k, dtype=torch.int64).index_add_(0, index, facts.count).clamp_min(1)
+    mean = total / size[:, None]
+    values: list[float] = (1 - mean.square().sum(1)).clamp_min(0).sqrt().tolist()
+    return values
+
+
+def _exemplars(picks: Picks, inside: npt.NDArray[np.bool_]) -> list[str]:
+    """Ids of the lowest-cost rows of a cluster that is made of the finest clusters ``inside``."""
+    rows = _best(picks, inside, EXEMPLARS)
+    return [picks.ids[r].tobytes().hex() for r in rows]
+
+
+def _best(picks: Picks, inside: npt.NDArray[np.bool_], most: int) -> list[int]:
+    """Rows of the finest clusters ``inside``, taken in turns so that every child is seen."""
+    rows = np.flatnonzero(inside[picks.cluster])
+    cluster = picks.cluster[rows]
+    rank = np.arange(len(rows)) - np.searchsorted(cluster, cluster)
+    order = np.lexsort((picks.value[rows], rank))
+    chosen: list[int] = rows[order][:most].tolist()
+    return chosen
+
+
+def examples(
+    facts: Facts, paths: npt.NDArray[np.int64], rows: dict[tuple[int, int], Any], forest: Forest
+) -> dict[str, Any]:
+    """Exemplars and borderline samples of every cluster, keyed by its id, for the report."""
+
+    def shown(picks: Picks, inside: npt.NDArray[np.bool_], most: int) -> list[dict[str, Any]]:
+        listed = []
+        for r in _best(picks, inside, most):
+            shard, position = picks.where[r].tolist()
+            row, key, text = rows[(shard, position)]
+            listed.append(
+                {
+                    "sample_id": picks.ids[r].tobytes().hex(),
+                    "shard": shard,
+                    "row": row,
+                    "key": key,
+                    "caption": text,
+                    "confidence": round(float(picks.confidence[r]), 4),
+                    "outlier": round(float(picks.outlier[r]), 3),
+                }
+            )
+        return listed
+
+    found, first = {}, 0
+    for level in range(paths.shape[1]):
+        for index in range(forest.clusters_per_level[level]):
+            inside = paths[:, level] == index
+            found[str(first + index)] = {
+                "exemplars": shown(facts.exemplars, inside, EXEMPLARS),
+                "borderline": shown(facts.borderline, inside, 6),
+            }
+        first += forest.clusters_per_level[level]
+    return found

@@ -1,0 +1,230 @@
+"""embed: input shards → ``embeddings/``, ``samples/`` and ``bad/``, a shard at a time.
+
+Rows of many shards share batches, so that a small shard does not starve the encoder. Identity
+travels with every row: whatever order the batches come in, and however often a task is run again,
+a shard's files have the same names and the same bytes. ``samples/<shard>.parquet`` comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
+from rrcluster.io import tables
+from rrcluster.io.images import PixelSpec, read_shard
+from rrcluster.io.store import Store
+from rrcluster.io.vectors import read_vectors
+from rrcluster.models.encoder import Encoder, pixel_facts
+from rrcluster.records import Bad, Shard, UserError
+from rrcluster.stages.run import Record, Run
+
+Batch = dict[str, npt.NDArray[Any]]
+END = "end"  # status of the row after a shard's last one; its ``row`` is the number of rows
+READ_ROWS = 32  # rows per block between reading and encoding: bounds memory, 5 MB at 224 pixels
+
+
+def embed(run: Run, compute: Compute, record: Record, progress: Progress) -> None:
+    """Embed the shards that have no mark yet, reconcile the counts, refuse too many bad images."""
+    plan = EmbedPlan(run.store, run.config.corpus, run.config.encoder)
+    with record.stage("embed") as counts:
+        marks = run.store.names("samples", ".parquet")
+        done = {s.index: stored_counts(run.store, s) for s in run.shards if _mark(s) in marks}
+        todo = [s for s in run.shards if s.index not in done]
+        resumed = sum(c.read for c in done.values())
+        totals = [sum(c.read for c in done.values()), sum(c.bad for c in done.values())]
+        progress("embed", len(done), len(run.shards), _note(*totals))
+        for result in compute.embed(plan, todo):
+            done[result.shard] = result
+            totals[0] += result.read
+            totals[1] += result.bad
+            progress("embed", len(done), len(run.shards), _note(*totals))
+        missing = [s.uri for s in run.shards if s.index not in done]
+        if missing:
+            raise RuntimeError(f"{len(missing)} shards were not embedded, first: {missing[0]}")
+        read = sum(c.read for c in done.values())
+        embedded = sum(c.embedded for c in done.values())
+        bad = sum(c.bad for c in done.values())
+        counts |= {"shards": len(done), "read": read, "embedded": embedded, "bad": bad}
+        counts["resumed"] = resumed
+    seconds = record.content["stages"]["embed"]["seconds"]
+    gpus = run.config.compute.gpus_per_worker * compute.workers
+    entry = record.content["stages"]["embed"]
+    entry["rates"] = {"images_per_second": round(read / max(seconds, 1e-9), 1)}
+    entry["gpu_hours"] = round(gpus * seconds / 3600, 4)
+    record.note(
+        "reconciliation",
+        {"read": read, "embedded": embedded, "bad": bad, "ok": read == embedded + bad},
+    )
+    if embedded == 0:
+        raise UserError(
+            "corpus.uri",
+            run.config.corpus.uri,
+            f"none of {read} rows could be used; see bad/ in the run folder for the reasons",
+        )
+
+
+def _note(read: int, bad: int) -> str:
+    return f"{read:,} images read, {bad:,} bad"
+
+
+def _mark(shard: Shard) -> str:
+    return f"{shard.name}.parquet"
+
+
+def stored_counts(store: Store, shard: Shard) -> ShardCounts:
+    """The counts of a finished shard, from its files' footers."""
+    embedded = tables.num_rows(store, f"samples/{shard.name}.parquet")
+    bad = tables.num_rows(store, f"bad/{shard.name}.parquet")
+    return ShardCounts(shard.index, embedded + bad, embedded, bad)
+
+
+def read_batches(shard: Shard, plan: EmbedPlan) -> Iterator[Batch]:
+    """The shard's rows, decoded, in blocks of some rows; the last row's status is END."""
+    size, resize, interpolation = pixel_facts(plan.encoder)
+    pixels = PixelSpec(size, resize, interpolation)  # type: ignore[arg-type]
+    rows: list[dict[str, Any]] = []
+    blank = np.zeros((pixels.size, pixels.size, 3), np.uint8)
+    total = 0
+    for item in read_shard(shard, plan.corpus, pixels):
+        total += 1
+        if isinstance(item, Bad):
+            rows.append(_row(shard, item.row, item.reason, item.key, item.detail, pixels=blank))
+        else:
+            rows.append(
+                _row(
+                    shard, item.row, "", item.key, "", item.caption, item.width, item.height,
+                    item.sample_id, item.pixels,
+                )
+            )  # fmt: skip
+        if len(rows) == READ_ROWS:
+            yield _columns(rows)
+            rows = []
+    rows.append(_row(shard, total, END, "", "", pixels=blank))
+    yield _columns(rows)
+
+
+def _row(
+    shard: Shard,
+    row: int,
+    status: str,
+    key: str,
+    detail: str,
+    caption: str | None = None,
+    width: int = 0,
+    height: int = 0,
+    sample_id: bytes = bytes(16),
+    pixels: npt.NDArray[np.uint8] | None = None,
+) -> dict[str, Any]:
+    return {
+        "shard": shard.index,
+        "row": row,
+        "status": status,
+        "key": key,
+        "detail": detail,
+        "caption": caption,
+        "width": width,
+        "height": height,
+        "sample_id": np.frombuffer(sample_id, np.uint8),
+        "pixels": pixels,
+    }
+
+
+_TEXT = ("status", "key", "detail", "caption")
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> Batch:
+    batch = {}
+    for name in rows[0]:
+        values = [r[name] for r in rows]
+        if name in _TEXT:
+            column = np.empty(len(rows), object)
+            column[:] = values
+        elif name in ("sample_id", "pixels"):
+            column = np.stack(values)
+        else:
+            column = np.asarray(values, np.int32)
+        batch[name] = column
+    return batch
+
+
+def encode_batch(encoder: Encoder, batch: Batch) -> Batch:
+    """The batch with ``embedding`` (n, 2d) uint8, the bytes of float16 rows, instead of pixels.
+
+    Bad rows are encoded as blanks with the rest, so that the shape stays constant; the assembler
+    drops them.
+    """
+    vectors = encoder.encode_images(batch["pixels"]).astype(np.float16)
+    rest = {name: column for name, column in batch.items() if name != "pixels"}
+    return rest | {"embedding": vectors.view(np.uint8)}
+
+
+@dataclass
+class Assembler:
+    """Collects the rows of shards until one is whole, then publishes its files.
+
+    Holds embeddings and captions of shards in flight, never pixels. A row that comes twice (a task
+    was run again) counts once.
+    """
+
+    store: Store
+    _rows: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    _totals: dict[int, int] = field(default_factory=dict)
+
+    def add(self, batch: Batch) -> list[ShardCounts]:
+        """Take the rows in; counts of the shards that are now whole and written."""
+        names = [n for n in batch if n != "pixels"]
+        for i in range(len(batch["row"])):
+            shard, row = int(batch["shard"][i]), int(batch["row"][i])
+            rows = self._rows.setdefault(shard, {})
+            if batch["status"][i] == END:
+                self._totals[shard] = row
+                rows[-1] = {"embedding": batch["embedding"][i].copy()}  # tells the width
+            else:
+                rows[row] = {n: batch[n][i] for n in names}
+                for name in ("embedding", "sample_id"):  # no view into the whole batch
+                    rows[row][name] = rows[row][name].copy()
+        whole = [s for s, total in self._totals.items() if len(self._rows[s]) == total + 1]
+        return [self._publish(shard) for shard in whole]
+
+    def _publish(self, shard: int) -> ShardCounts:
+        found = self._rows.pop(shard)
+        del self._totals[shard]
+        width = len(found.pop(-1)["embedding"]) // 2
+        rows = [found[i] for i in sorted(found)]
+        good = [r for r in rows if r["status"] == ""]
+        bad = [r for r in rows if r["status"] != ""]
+        vectors = np.zeros((len(good), width), np.float16)
+        if good:
+            vectors = np.stack([r["embedding"] for r in good]).view(np.float16)
+        samples = [r | {"sample_id": r["sample_id"].tobytes()} for r in good]
+        reasons = [r | {"reason": r["status"]} for r in bad]
+        publish_shard(self.store, f"{shard:06d}", vectors, tables.table_of("samples", samples),
+                      tables.table_of("bad", reasons))  # fmt: skip
+        return ShardCounts(shard, len(rows), len(good), len(bad))
+
+
+def publish_shard(
+    store: Store, name: str, vectors: npt.NDArray[np.float16], samples: Any, bad: Any
+) -> None:
+    """Write a shard's files; ``samples/`` is the mark and comes last."""
+    store.write_npy(f"embeddings/{name}.npy", vectors)
+    tables.write_table(store, f"bad/{name}.parquet", "bad", bad)
+    tables.write_table(store, f"samples/{name}.parquet", "samples", samples)
+
+
+@dataclass(frozen=True)
+class TakeVectors:
+    """corpus.format=embeddings: a shard of ready vectors becomes the same files, no encoder."""
+
+    plan: EmbedPlan
+
+    def __call__(self, shard: Shard) -> ShardCounts:
+        found = read_vectors(shard, self.plan.corpus)
+        bad = tables.table_of("bad", [vars(b) for b in found.bad])
+        publish_shard(self.plan.store, shard.name, found.x, found.samples, bad)
+        return ShardCounts(shard.index, found.read, len(found.x), len(found.bad))

@@ -1,0 +1,205 @@
+"""A run folder: opened, checked against the configuration, and its record (``run.json``) kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rrcluster import __version__
+from rrcluster.config import Config, identity, identity_hash, redacted
+from rrcluster.io import tables
+from rrcluster.io.corpus import CorpusSpec
+from rrcluster.io.manifest import corpus_fingerprint, list_shards
+from rrcluster.io.store import Store
+from rrcluster.records import Shard, UserError
+
+log = logging.getLogger("rrcluster")
+
+RECORD = "run.json"
+MANIFEST = "manifest/increment=00000.parquet"
+PACKAGES = ("torch", "open_clip_torch", "timm", "ray", "pyarrow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: where it lives, what was asked, and the input shards of its manifest."""
+
+    store: Store
+    config: Config
+    shards: tuple[Shard, ...]
+
+
+def open_run(config: Config) -> tuple[Run, Record]:
+    """Open the run folder, or start one: the manifest is listed once and then kept.
+
+    Raises UserError when the folder was made with other settings that change results.
+    """
+    if not config.run_dir:
+        raise UserError("run_dir", "", "name the folder to write to, local or s3://bucket/folder")
+    store = Store(config.run_dir, config.store_options)
+    record = Record.read(store)
+    if record is not None:
+        record.refuse_other_settings(config)
+    if record is not None and store.exists(MANIFEST):
+        run = Run(store, config, read_manifest(store))
+        record.note("config", redacted(config))
+        log.info("resuming the run in %s: %d shards", config.run_dir, len(run.shards))
+        return run, record
+    if not config.corpus.uri:
+        raise UserError("corpus.uri", "", "name a folder, glob or list of image shards")
+    started = time.monotonic()
+    shards = tuple(list_shards(config.corpus))
+    record = record or Record.start(store, config)
+    record.note(
+        "corpus",
+        {
+            "fingerprint": corpus_fingerprint(shards),
+            "shards": len(shards),
+            "num_bytes": sum(s.num_bytes for s in shards),
+        },
+    )
+    rows = [vars(s) | {"shard": s.index} for s in shards]
+    tables.write_table(store, MANIFEST, "manifest", tables.table_of("manifest", rows))
+    record.stage_done("manifest", time.monotonic() - started, {"shards": len(shards)})
+    return Run(store, config, shards), record
+
+
+def existing_store(config: Config) -> Store:
+    """The store of a run that must exist. Raises UserError when it does not."""
+    store = Store(config.run_dir, config.store_options)
+    if not config.run_dir or not store.exists(RECORD):
+        raise UserError("run_dir", config.run_dir, f"there is no run here (no {RECORD})")
+    return store
+
+
+def existing_run(config: Config) -> tuple[Run, Record]:
+    """An existing run with the settings it was made with, read from its own record.
+
+    Secrets are not stored: storage options come from ``config``.
+    """
+    store = existing_store(config)
+    record = Record.read(store)
+    assert record is not None, "existing_store has seen the record"
+    corpus = record.content["config"]["corpus"] | {"storage_options": config.corpus.storage_options}
+    stored = dataclasses.replace(config, corpus=CorpusSpec(**corpus))
+    shards = read_manifest(store) if store.exists(MANIFEST) else ()
+    return Run(store, stored, shards), record
+
+
+def read_manifest(store: Store) -> tuple[Shard, ...]:
+    rows = tables.read_table(store, MANIFEST).to_pylist()
+    return tuple(Shard(r["shard"], r["uri"], r["format"], r["num_bytes"], r["etag"]) for r in rows)
+
+
+@dataclass
+class Record:
+    """``run.json``, kept by the driver alone and rewritten whole at each change."""
+
+    store: Store
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(store: Store) -> Record | None:
+        return Record(store, store.read_json(RECORD)) if store.exists(RECORD) else None
+
+    @staticmethod
+    def start(store: Store, config: Config) -> Record:
+        settings = identity(config)
+        record = Record(
+            store,
+            {
+                "format_version": 1,
+                "rrcluster": __version__,
+                "identity": settings,
+                "identity_hash": identity_hash(settings),
+                "config": redacted(config),
+                "versions": {name: _version(name) for name in PACKAGES},
+                "stages": {},
+                "started": _now(),
+                "finished": None,
+            },
+        )
+        try:
+            record.save()
+        except OSError as error:
+            raise UserError(
+                "run_dir", store.uri, f"cannot be written to ({error}); choose another folder"
+            ) from error
+        return record
+
+    def save(self) -> None:
+        self.store.write_json(RECORD, self.content)
+
+    def note(self, name: str, value: Any) -> None:
+        if self.content.get(name) != value:
+            self.content[name] = value
+            self.save()
+
+    def refuse_other_settings(self, config: Config) -> None:
+        """Raise UserError for the first setting that changes results and differs."""
+        stored, asked = self.content["identity"], identity(config)
+        for name in sorted({*stored, *asked}):
+            if stored.get(name) != asked.get(name):
+                raise UserError(
+                    name,
+                    asked.get(name),
+                    f"the run in {self.store.uri} was made with {name}={stored.get(name)}; "
+                    "keep that value, or choose another run_dir",
+                )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time a stage; what the body puts into the yielded dictionary becomes its counts."""
+        counts: dict[str, Any] = {}
+        earlier = self.content["stages"].get(name, {}).get("seconds", 0.0)
+        started = time.monotonic()
+        self.content["stages"][name] = {"status": "running", "seconds": earlier}
+        self.save()
+        try:
+            yield counts
+        except BaseException:
+            seconds = earlier + time.monotonic() - started
+            self.content["stages"][name] = {"status": "failed", "seconds": round(seconds, 3)}
+            self.save()
+            raise
+        self.stage_done(name, earlier + time.monotonic() - started, counts)
+
+    def stage_done(self, name: str, seconds: float, counts: Mapping[str, Any]) -> None:
+        entry: dict[str, Any] = {
+            "status": "done",
+            "seconds": round(seconds, 3),
+            "counts": {k: v for k, v in counts.items() if k not in ("rates", "gpu_hours")},
+            "rates": counts.get("rates", {}),
+            "gpu_hours": counts.get("gpu_hours", 0.0),
+        }
+        self.content["stages"][name] = entry
+        self.save()
+
+    def stage_failed(self, name: str) -> None:
+        self.content["stages"][name] = {"status": "failed", "seconds": 0.0}
+        self.save()
+
+    def is_done(self, name: str) -> bool:
+        return bool(self.content["stages"].get(name, {}).get("status") == "done")
+
+    def finish(self) -> None:
+        if self.content["finished"] is None:
+            self.note("finished", _now())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

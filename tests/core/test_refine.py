@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from rrcluster.core import gate as gates
+from rrcluster.core import refine as refining
+from rrcluster.core.codes import CentroidCodes, fit_codes
+from rrcluster.core.features import Head, fit_projection
+from rrcluster.core.head import train_head
+from rrcluster.core.kmeans import nearest
+from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
+from rrcluster.core.probe import Probe, nearest_others
+from rrcluster.core.rate import rate_reduction
+from rrcluster.core.refine import RefineSpec, lloyd, refine
+from rrcluster.core.shards import MemoryShards
+
+SPEC = RefineSpec(
+    width=8, rank=3, passes=5, whitenings=1, rounds=1, steps=8, hidden=16, fit_rows=500,
+    probe_rows=600,
+)  # fmt: skip
+
+
+def planes(n: int, k: int, d: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows near k planes through the origin of d-space, with a shared nuisance direction."""
+    g = torch.Generator().manual_seed(seed)
+    basis = torch.randn(k, 2, d, generator=g)
+    y = torch.randint(k, (n,), generator=g)
+    weights = torch.stack([torch.full((n,), 2.0), torch.randn(n, generator=g)], 1)
+    x = torch.einsum("nr,nrd->nd", weights, basis[y])
+    x += 2.0 * torch.randn(n, 1, generator=g) * torch.randn(d, generator=g)
+    return torch.nn.functional.normalize(x + 0.3 * torch.randn(n, d, generator=g), dim=1).half(), y
+
+
+def test_refined_clusters_follow_the_truth_better_than_the_seed() -> None:
+    x, y = planes(2000, 5, 20)
+    shards = MemoryShards(list(x.split(500)))
+    centroids = torch.stack([x[y == j][:3].float().mean(0) for j in range(5)])
+    model, events = refine(shards, centroids, SPEC, seed=0)
+    before = adjusted_rand_score(y, nearest(x, centroids)[0])
+    assert adjusted_rand_score(y, model.cheapest(x)[0]) > before + 0.1
+    assert events[0].accepted
+
+
+def test_result_is_the_same_bits_on_one_worker_and_on_two() -> None:
+    x, _ = planes(1500, 4, 16)
+    found = []
+    for workers in (1, 2):
+        shards = MemoryShards(list(x.split(400)), workers)
+        found.append(refine(shards, x[:6].float(), SPEC, seed=3, path=(1,)))
+    (one, history), (two, other) = found
+    assert history == other
+    for name, value in one.tensors().items():
+        assert torch.equal(value, two.tensors()[name]), name
+
+
+def test_everything_refused_returns_the_partition_of_the_seed(monkeypatch) -> None:
+    x, _ = planes(800, 4, 16)
+    calls = iter(range(100))
+    monkeypatch.setattr(gates.Probe, "consistency", lambda *_: 1.0 - next(calls))
+    model, events = refine(MemoryShards([x]), x[:7].float(), SPEC, seed=0)
+    assert len(events) > 1 and not any(e.accepted for e in events)
+    assert isinstance(model.codes, CentroidCodes)
+    assert torch.equal(model.cheapest(x)[0], nearest(x, x[:7].float())[0])
+
+
+def test_refused_step_gives_back_the_very_model_it_started_from(monkeypatch) -> None:
+    x, _ = planes(600, 4, 16)
+    shards = MemoryShards([x])
+    seed = CellModel(fit_projection(shards, 8), CentroidCodes.of(x[:4]))
+    other = CellModel(seed.features, CentroidCodes.of(x[50:51]))
+    gate = gates.Gate(Probe.of(shards, 300, 5), 0.5)
+    kept = gate.judge(1, "head", seed, other)
+    assert kept is seed and not gate.events[0].accepted
+    assert gate.judge(2, "head", other, seed) is seed
+
+
+def test_consistency_never_drops_over_accepted_steps() -> None:
+    x, _ = planes(1500, 6, 16)
+    _, events = refine(MemoryShards([x]), x[:9].float(), SPEC, seed=0)
+    for event in events:
+        assert event.accepted == (event.after >= event.before - 1 / SPEC.probe_rows)
+
+
+def test_events_are_told_as_they_happen_and_become_json() -> None:
+    x, _ = planes(500, 4, 16)
+    told: list[gates.GateEvent] = []
+    _, events = refine(MemoryShards([x]), x[:5].float(), SPEC, 0, (), told.append)
+    assert told == events and events[0].step == "lloyd"
+    back = json.loads(json.dumps([dataclasses.asdict(e) for e in events]))
+    assert back[0]["extra"]["clusters"] == 5.0
+
+
+def test_length_never_rises_in_a_lloyd_pass() -> None:
+    x, _ = planes(1200, 5, 16)
+    shards = MemoryShards(list(x.split(500)))
+    features = fit_projection(shards, 8)
+    model = CellModel(features, CentroidCodes.of(x[:10]))
+    lengths = []
+    for _ in range(8):
+        sums = shards.reduce(Moments(model, features))
+        codes = fit_codes(sums["mass"], sums["moments"], 0.5, 3)
+        model = CellModel(features, codes)
+        lengths.append(codes.length)
+    assert all(b <= a + 1e-5 for a, b in zip(lengths, lengths[1:], strict=False))
+    assert lengths[-1] < lengths[0]
+
+
+def test_permuting_the_centroids_permutes_the_clusters() -> None:
+    x, _ = planes(900, 4, 16)
+    shards = MemoryShards([x])
+    order = torch.tensor([2, 0, 3, 1])
+    plain, _ = refine(shards, x[:4].float(), dataclasses.replace(SPEC, rounds=0), 0)
+    moved, _ = refine(shards, x[:4][order].float(), dataclasses.replace(SPEC, rounds=0), 0)
+    assert (order[moved.cheapest(x)[0]] == plain.cheapest(x)[0]).double().mean() > 0.99
+
+
+@pytest.mark.parametrize("case", ["half identical", "one row per block", "more leaves than rows"])
+def test_ugly_rows_are_refined_without_complaint(case: str) -> None:
+    x, _ = planes(60, 3, 16)
+    centroids = x[:5].float()
+    blocks = [x]
+    if case == "half identical":
+        blocks = [torch.cat([x[:1].repeat(60, 1), x])]
+    if case == "one row per block":
+        blocks = list(x[:20].split(1))
+    if case == "more leaves than rows":
+        blocks, centroids = [x[:3]], x[:9].float()
+    model, events = refine(MemoryShards(blocks), centroids, SPEC, seed=0)
+    for value in model.tensors().values():
+        assert not value.isnan().any()
+    leaf, cost = model.cheapest(torch.cat(blocks))
+    assert torch.isfinite(cost).all() and int(leaf.max()) < model.num_leaves
+    assert events
+
+
+def test_training_raises_the_rate_reduction_of_its_clusters() -> None:
+    x, y = planes(1000, 5, 20)
+    u = features_of(fit_projection(MemoryShards([x]), 8), x)
+    spec = dataclasses.replace(SPEC, steps=60, learning_rate=3e-3)
+    head = train_head(u, y, None, spec, seed=0)
+    assert head is not None
+    before = rate_reduction(*sum_by_label(u, y, 5), SPEC.eps2)
+    assert rate_reduction(*sum_by_label(head.residual(u), y, 5), SPEC.eps2) > before
+
+
+def test_training_depends_on_its_seed_and_leaves_global_randomness_alone() -> None:
+    u = torch.nn.functional.normalize(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)))
+    y = torch.arange(300) % 6
+    state = torch.get_rng_state()
+    heads = [train_head(u, y, None, SPEC, seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(heads[0].outer, heads[1].outer)
+    assert not torch.equal(heads[0].outer, heads[2].outer)
+
+
+def test_clusters_of_one_row_leave_the_head_as_it_is() -> None:
+    u = torch.eye(4)
+    start = Head.new(4, 8, torch.Generator().manual_seed(0))
+    assert train_head(u, torch.arange(4), start, SPEC, 0) is start
+
+
+def test_consistency_by_hand() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.99, 0.14], [0.0, 1.0], [0.14, 0.99]])
+    probe = Probe.of_rows(x, 1)
+    assert probe.neighbours[:, 0].tolist() == [1, 0, 3, 2]
+    assert probe.consistency(torch.tensor([0, 0, 1, 1])) == 1.0
+    assert probe.consistency(torch.tensor([0, 1, 0, 1])) == pytest.approx(-1.0)
+    assert probe.consistency(torch.tensor([0, 0, 0, 0])) == 0.0, "one cluster earns nothing"
+
+
+def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
+    x = torch.eye(3)[[0, 0, 0, 0, 0, 1, 2]]
+    found = nearest_others(x, 2)
+    assert found.shape == (7, 2)
+    assert not (found == torch.arange(7)[:, None]).any()

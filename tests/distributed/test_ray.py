@@ -1,0 +1,104 @@
+"""Ray carries: what comes out is what the one-process twin gives, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+import ray
+import torch
+from job_fixtures import SMALL
+from shards_contract import ShardsContract
+
+from pipelines.cluster import cluster
+from rrcluster.compute import silent
+from rrcluster.config import load
+from rrcluster.core.kmeans import SeedingSpec, hierarchical
+from rrcluster.core.shards import MemoryShards
+from rrcluster.records import UserError
+
+
+def make_block(b: int) -> torch.Tensor:
+    g = torch.Generator().manual_seed(b)
+    return torch.nn.functional.normalize(torch.randn(100, 8, generator=g), dim=1).half()
+
+
+class TestShardActors(ShardsContract):
+    @pytest.fixture(autouse=True)
+    def _compute(self, ray_compute):
+        self.compute = ray_compute
+
+    def make(self, blocks):
+        return self.compute.hold(blocks.__getitem__, len(blocks))
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def refuse(x: int) -> int:
+    raise UserError("k", x, "ask for fewer")
+
+
+def test_map_answers_every_item_once(ray_compute) -> None:
+    assert dict(ray_compute.map(square, list(range(30)))) == {i: i * i for i in range(30)}
+
+
+def test_a_users_mistake_on_a_worker_reaches_the_user_as_itself(ray_compute) -> None:
+    with pytest.raises(UserError, match="ask for fewer") as found:
+        list(ray_compute.map(refuse, [3]))
+    assert type(found.value) is UserError
+
+
+def test_kmeans_on_actors_gives_the_bits_of_kmeans_in_memory(ray_compute) -> None:
+    spec = SeedingSpec(cell_leaves=4)
+    here = hierarchical(MemoryShards([make_block(b) for b in range(6)]), 10, spec, 1)
+    with ray_compute.hold(make_block, 6) as shards:
+        there = hierarchical(shards, 10, spec, 1)
+    assert torch.equal(here.leaves, there.leaves)
+    assert torch.equal(here.cell_of_leaf, there.cell_of_leaf)
+
+
+def worker_pid(x: torch.Tensor) -> int:
+    return os.getpid()
+
+
+def first_value(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"sum": x.float().sum(0)}
+
+
+def test_a_killed_shard_actor_comes_back_with_its_blocks(ray_compute) -> None:
+    with ray_compute.hold(make_block, 3) as shards:
+        before = shards.reduce(first_value)["sum"]
+        os.kill(next(iter(shards.map(worker_pid))), signal.SIGKILL)
+        assert torch.equal(shards.reduce(first_value)["sum"], before)
+
+
+def die_once(mark: str, compute, progress) -> str:
+    progress("seed", 1, 2)
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_a_killed_coordinator_is_started_again_and_ends(ray_compute, tmp_path) -> None:
+    task = partial(die_once, str(tmp_path / "mark"))
+    assert ray_compute.coordinate(task, silent) == "done"
+
+
+def test_the_job_on_ray_gives_the_bytes_of_the_job_in_process(
+    ray_compute, drawn, finished, tmp_path
+) -> None:
+    run_dir = tmp_path / "run"
+    config = load(
+        [f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=[3,8]", "compute.workers=4", *SMALL]
+    )
+    cluster(config, silent)
+    for path in sorted(finished.rglob("*.parquet")):
+        assert (run_dir / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
+    assert ray.is_initialized()

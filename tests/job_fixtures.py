@@ -1,0 +1,79 @@
+"""Small corpora and whole jobs on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rrcluster.io.drawn_corpus import draw_corpus
+
+SMALL = (
+    "seeding.block_rows=64",
+    "refine.steps=20",
+    "refine.rounds=1",
+    "refine.width=16",
+    "count.replicates=2",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+def job(name: str, *overrides: str, cwd: Path | None = None, timeout: float = 300) -> Result:
+    """Run ``python -m pipelines.<name>`` as a user would."""
+    found = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{name}", *overrides],
+        capture_output=True, text=True, timeout=timeout, cwd=cwd,
+        env=os.environ | {"COLUMNS": "120"},
+    )  # fmt: skip
+    return Result(found.returncode, found.stdout, found.stderr)
+
+
+def in_process(*overrides: str) -> Sequence[str]:
+    return ("compute=in_process", "compute.workers=2", *SMALL, *overrides)
+
+
+def assignments(run_dir: Path) -> pa.Table:
+    """All assignments of a run with shard layout, in shard order."""
+    files = sorted((run_dir / "assignments/increment=00000").glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(f) for f in files])
+
+
+def without_shards(table: pa.Table) -> list[dict]:
+    """Rows without the shard columns, in an order of their own."""
+    rows = table.drop_columns(["shard", "row"]).to_pylist()
+    return sorted(rows, key=lambda r: (r["sample_id"], r["key"]))
+
+
+def record(run_dir: Path) -> dict:
+    return json.loads((run_dir / "run.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """240 drawn pictures in 6 WebDataset shards, with a few damaged ones."""
+    folder = tmp_path_factory.mktemp("drawn")
+    draw_corpus(str(folder), 240, 40, 7, lambda *_: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(drawn, tmp_path_factory) -> Path:
+    """A finished run on the drawn pictures, in process."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    result = job("cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=[3,8]", *in_process())
+    assert result.status == 0, result.err
+    return run_dir

@@ -1,0 +1,80 @@
+"""The tables in the terminal."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from report.synthetic_run import make_run
+from rich.console import Console
+from rich.table import Table
+
+from rrcluster.io.store import Store
+from rrcluster.records import UserError
+from rrcluster.report.summary import gather
+from rrcluster.report.terminal import ROWS, clusters_table, status_table
+
+
+def _text(table: Table) -> str:
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_clusters_are_listed_under_their_groups_from_folder_or_summary(run: Store) -> None:
+    text = _text(clusters_table(run))
+    assert text == _text(clusters_table(gather(run)))
+    lines = [line.split("  ")[0] or line.strip() for line in text.splitlines()]
+    assert any(line.startswith("circle-like things") for line in lines)
+    assert "  crimson circle" in text
+
+
+def test_captions_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    store = make_run(tmp_path, caption="[red]x[/red] \x1b[31m\u202eevil")
+    text = _text(clusters_table(store))
+    assert "[red]x[/red]" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+def test_a_long_list_ends_with_how_many_more_there_are(tmp_path: Path) -> None:
+    store = make_run(tmp_path, groups=2, leaves=100, rows=10)
+    assert f"and {100 - ROWS} more" in _text(clusters_table(store))
+
+
+def test_no_clusters_yet_is_said(tmp_path: Path) -> None:
+    assert "no clusters yet" in _text(clusters_table(make_run(tmp_path, upto="embed")))
+
+
+def test_status_shows_every_stage_the_counts_and_what_to_do(run: Store) -> None:
+    text = _text(status_table(run))
+    assert "412 images/s" in text
+    assert "3 / 3" in text
+    assert "✓ 126 read = 120 embedded + 6 bad" in text
+    assert "rrcluster sample" in text
+
+
+def test_status_of_a_run_that_is_embedding_counts_the_files(tmp_path: Path) -> None:
+    store = make_run(tmp_path, upto="embed")
+    Path(store.path("samples/000002.parquet")).unlink()
+    record = store.read_json("run.json")
+    record["stages"]["embed"] = {"status": "running", "seconds": 0.0}
+    del record["reconciliation"]
+    store.write_json("run.json", record)
+    text = _text(status_table(store))
+    assert "2 / 3" in text
+    assert "84 read = 80 embedded + 4 bad so far" in text
+    assert "The run stands at stage embed" in text
+
+
+def test_status_of_a_failed_run_points_to_the_log(run: Store) -> None:
+    record = run.read_json("run.json")
+    record["stages"]["refine"]["status"] = "failed"
+    run.write_json("run.json", record)
+    assert "Stage refine failed" in _text(status_table(run))
+
+
+def test_status_of_a_folder_without_run_names_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run_dir="):
+        status_table(Store(str(tmp_path)))

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from rrcluster.compute import ShardCounts
+from rrcluster.io import tables
+from rrcluster.io.store import Store
+from rrcluster.stages.embed import END, Assembler
+
+
+def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4):
+    """Batches of one row each, the end mark last."""
+    total = len(good) + len(bad)
+    for row in range(total + 1):
+        status = END if row == total else "" if row in good else "decode"
+        vector = np.full(width, (row + 1) / 10, np.float16)
+        yield {
+            "shard": np.array([shard]),
+            "row": np.array([row]),
+            "status": np.array([status], object),
+            "key": np.array([f"{shard}:{row}"], object),
+            "detail": np.array(["broken" if status == "decode" else ""], object),
+            "caption": np.array([None if row % 2 else f"caption {row}"], object),
+            "width": np.array([8]),
+            "height": np.array([9]),
+            "sample_id": np.full((1, 16), row, np.uint8),
+            "embedding": vector[None].view(np.uint8),
+        }
+
+
+def published(store: Store, shard: int):
+    name = f"{shard:06d}"
+    return (
+        store.read_bytes(f"embeddings/{name}.npy"),
+        store.read_bytes(f"samples/{name}.parquet"),
+        store.read_bytes(f"bad/{name}.parquet"),
+    )
+
+
+def test_rows_in_any_order_and_twice_give_the_same_bytes(tmp_path) -> None:
+    straight, shuffled = Store(str(tmp_path / "a")), Store(str(tmp_path / "b"))
+    batches = list(rows_of(3, [0, 2, 3], [1]))
+    one, two = Assembler(straight), Assembler(shuffled)
+    for batch in batches:
+        one.add(batch)
+    answers = []
+    for batch in [batches[4], batches[2], batches[2], batches[0], batches[3], batches[1]]:
+        answers += two.add(batch)
+    assert answers == [ShardCounts(3, 4, 3, 1)]
+    assert published(straight, 3) == published(shuffled, 3)
+
+
+def test_a_shard_is_not_published_before_its_last_row(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    assembler = Assembler(store)
+    for batch in list(rows_of(0, [0, 1], []))[1:]:
+        assert assembler.add(batch) == []
+    assert store.names("samples") == set()
+
+
+def test_the_mark_comes_after_everything_else(tmp_path, monkeypatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(Store, "write_bytes", lambda self, name, content: order.append(name))
+    assembler = Assembler(Store(str(tmp_path)))
+    for batch in rows_of(0, [0], []):
+        assembler.add(batch)
+    assert order[-1] == "samples/000000.parquet"
+    assert sorted(order[:-1]) == ["bad/000000.parquet", "embeddings/000000.npy"]
+
+
+@pytest.mark.parametrize(("good", "bad"), [([], []), ([], [0, 1]), ([0], [])])
+def test_small_and_wholly_bad_shards_are_published_too(tmp_path, good, bad) -> None:
+    store = Store(str(tmp_path))
+    assembler = Assembler(store)
+    answers = [c for batch in rows_of(7, good, bad) for c in assembler.add(batch)]
+    assert answers == [ShardCounts(7, len(good) + len(bad), len(good), len(bad))]
+    assert store.read_npy("embeddings/000007.npy").shape == (len(good), 4)
+    assert tables.read_table(store, "samples/000007.parquet").schema.names == tables.SAMPLES.names
+    reasons = tables.read_table(store, "bad/000007.parquet")["reason"].to_pylist()
+    assert reasons == ["decode"] * len(bad)
+
+
+def test_shards_that_share_batches_are_kept_apart(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    assembler = Assembler(store)
+    pairs = zip(rows_of(0, [0, 1], []), rows_of(1, [0], [1]), strict=True)
+    answers = []
+    for a, b in pairs:
+        answers += assembler.add({n: np.concatenate([a[n], b[n]]) for n in a})
+    assert sorted(answers, key=lambda c: c.shard) == [
+        ShardCounts(0, 2, 2, 0),
+        ShardCounts(1, 2, 1, 1),
+    ]
+    assert tables.read_table(store, "samples/000001.parquet")["key"].to_pylist() == ["1:0"]
