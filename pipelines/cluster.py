@@ -41,8 +41,8 @@ def cluster(config: Config, progress: Progress) -> Record:
         fit(job, compute, record, progress)
         caption(job, compute, record, progress)
         write(job, compute, record, progress)
-    report(job, record, progress)
     record.finish()
+    report(job, record, progress)
     return record
 
 

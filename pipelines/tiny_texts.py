@@ -16,6 +16,7 @@ from rrcluster.io.drawing_captions import Facts, junk, phrasing
 from rrcluster.io.drawing_scenes import BACKGROUNDS, TEXTURES
 from rrcluster.io.drawings import COLOURS, OBJECTS
 
+DISTRACTOR, OBJECT = 0, 1  # kinds of text: true of nothing, and the object alone
 ANY = -1  # a claim that leaves this attribute unsaid
 # Which attributes a prompt tells, and how often. The rest of the prompts are web captions.
 _KINDS: tuple[tuple[float, tuple[str, ...]], ...] = (
@@ -37,6 +38,11 @@ _LISTS: dict[str, Sequence[object]] = {
     "position": ("centre", "left", "right", "top", "bottom", "scattered", "row", "column"),
 }
 Claims = npt.NDArray[np.int64]  # (6,) or (n, 6): the place in its list of each attribute, or ANY
+
+
+def kinds_of(claims: Claims) -> npt.NDArray[np.int64]:
+    """A number for the set of attributes that each text tells, (n, 6) to (n,); at least 1."""
+    return (claims != ANY) @ (1 << np.arange(claims.shape[1]))
 
 
 def claims_of(facts: Facts) -> Claims:

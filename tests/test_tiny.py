@@ -185,8 +185,9 @@ class TestTraining:
         images = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
         texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         true = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-        loss = loss_of(images, texts, true, torch.tensor(100.0))
-        assert loss.item() == pytest.approx(np.log(2) / 2)
+        losses = loss_of(images, texts, true, torch.tensor([1, 0]), torch.tensor(100.0))
+        assert list(losses) == [1]
+        assert losses[1].item() == pytest.approx(np.log(2) / 2)
 
     def test_merges_learn_the_frequent_words_whole(self, tmp_path: Path) -> None:
         merges = learn_merges(["a star"] * 9 + ["a kite"], most=50, seen=2)

@@ -201,6 +201,4 @@ def with_statistics(
     variance = (within + pseudo_rows * pooled) / (count + pseudo_rows)
     overall = total.sum() / count.sum().clamp_min(1)
     mean = torch.where(count > 0, mean, overall)
-    return replace(
-        codes, cost_mean=mean.float(), cost_std=variance.sqrt().clamp_min(1e-6).float()
-    )
+    return replace(codes, cost_mean=mean.float(), cost_std=variance.sqrt().clamp_min(1e-6).float())

@@ -107,8 +107,10 @@ class LeafSums:
             weight = poisson_weights(hashes, self.space.seed, replicate)
             _, second = sum_by_label(z * weight.sqrt().float()[:, None], leaf, k)
             found.append((torch.bincount(leaf, weights=weight, minlength=k), second))
-        mass, second = zip(*found, strict=True)
-        return {"mass": torch.stack(mass), "moments": torch.stack(second)}
+        return {
+            "mass": torch.stack([mass for mass, _ in found]),
+            "moments": torch.stack([second for _, second in found]),
+        }
 
 
 def moments(shards: Shards, space: MergeSpace) -> LeafMoments:
@@ -153,9 +155,7 @@ def poisson_weights(
     return torch.from_numpy((uniform[:, None] >= below).sum(1).astype(np.float64))
 
 
-def group_rates(
-    found: LeafMoments, groups: Int[Tensor, " k"], eps2: float
-) -> Float[Tensor, " g"]:
+def group_rates(found: LeafMoments, groups: Int[Tensor, " k"], eps2: float) -> Float[Tensor, " g"]:
     """Coding rate of each group of leaves, nats per sample."""
     return moment_rates(*group_sums(found.mass, found.moments, groups), eps2).float()
 

@@ -83,7 +83,8 @@ class FeatureMap:
         mean = spread.trace() / e
         loaded = spread.double() + (ridge * mean + 1e-12) * torch.eye(e, dtype=torch.float64)
         variance, vectors = torch.linalg.eigh(loaded)
-        root = (vectors * variance.clamp_min(1e-12).rsqrt()) @ vectors.T * mean.clamp_min(1e-12).sqrt()
+        scale = (mean.clamp_min(1e-12) / variance.clamp_min(1e-12)).sqrt()
+        root = (vectors * scale) @ vectors.T
         return FeatureMap(self.mean, (self.basis.double() @ root).float().contiguous())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ class FeatureMap:
 
 
 def _sums(x: Tensor) -> dict[str, Tensor]:
-    """Statistic of the PCA: rows, their sum (d,) and second moment (d, d), float64 across blocks."""
+    """Statistic of the PCA: rows, their sum (d,) and second moment (d, d), added in float64."""
     d = x.shape[1]
     total, moment = torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64)
     for rows in x.split(4096):

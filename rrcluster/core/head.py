@@ -34,7 +34,7 @@ class HeadSpec(Protocol):
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows that belong together: ``members[first[g] : first[g] + size[g]]``, each of two or more."""
+    """Rows that belong together: ``members[first[g] : first[g] + size[g]]``, two or more each."""
 
     members: Int[Tensor, " m"]
     first: Int[Tensor, " g"]
@@ -82,9 +82,7 @@ def train_head(
         rows, mine = groups.draw(spec.batch_clusters, spec.cluster_rows, draw)
         half = torch.randint(len(u), (spec.spread_rows,), generator=draw)
         now = Head(**weights)
-        loss = rate_reduction_loss(
-            now.residual(u[rows]), mine, spec.eps2, now.residual(u[half])
-        )
+        loss = rate_reduction_loss(now.residual(u[rows]), mine, spec.eps2, now.residual(u[half]))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -101,13 +101,15 @@ class _Agglomeration:
         living = self.alive.nonzero()[:, 0]
         similar = self.mean[nodes] @ self.mean[living].T
         similar[torch.tensor(nodes)[:, None] == living[None]] = -float("inf")
-        count = min(self.neighbours, len(living) - 1)
-        nearest = living[similar.topk(count, dim=1).indices]
+        count = min(2 * self.neighbours, len(living) - 1)
+        ranked = living[similar.topk(count, dim=1).indices].tolist()
         wanted = set()
-        for node, found in zip(nodes, nearest.tolist(), strict=True):
-            for other in self.adjacent[node] | set(found):
-                wanted.add((min(node, other), max(node, other)))
-            self.adjacent[node].clear()
+        for node, found in zip(nodes, ranked, strict=True):
+            # The most similar, and the next most similar of those that its parts were paired with.
+            near = found[: self.neighbours]
+            near += [other for other in found[self.neighbours :] if other in self.adjacent[node]]
+            wanted.update((min(node, other), max(node, other)) for other in near)
+            self.adjacent[node] = set()
         pairs = torch.tensor(sorted(wanted))
         for part in pairs.split(4096):
             changes = self._changes(part)

@@ -51,8 +51,9 @@ def nearest_others(x: Float[Tensor, "m d"], neighbours: int) -> Int[Tensor, "m j
     if count == 0:
         return torch.zeros(len(x), 0, dtype=torch.int64)
     rows = x.float().numpy()
-    _, found = faiss.knn(rows, rows, count + 1, metric=faiss.METRIC_INNER_PRODUCT)
-    found = torch.from_numpy(found).long()
+    _, indices = faiss.knn(rows, rows, count + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    found = torch.from_numpy(indices).long()
     # The row itself goes last; among exact duplicates it may be missing, then the farthest goes.
     own = found == torch.arange(len(x))[:, None]
-    return found.gather(1, own.int().argsort(dim=1, stable=True))[:, :count]
+    others: Tensor = found.gather(1, own.int().argsort(dim=1, stable=True))[:, :count]
+    return others

@@ -1,9 +1,9 @@
 """Coding rates and coding lengths, in nats.
 
-The rate R(Z; ε²) = ½ log det(I + e/(n ε²) ZᵀZ) is the number of nats per sample that a Gaussian code
-needs to describe the rows of Z (n, e) up to a squared error of ε² (Ma, Derksen, Hong and Wright
-2007, eq. 8); rate reduction is the rate of all rows less the mean rate of the clusters (Yu et al.
-2020, eq. 6). Cluster statistics are (mass n_k, moments S_k = Σ z zᵀ): they add over blocks.
+The rate R(Z; ε²) = ½ log det(I + e/(n ε²) ZᵀZ) is the number of nats per sample that a Gaussian
+code needs to describe the rows of Z (n, e) up to a squared error of ε² (Ma, Derksen, Hong and
+Wright 2007); rate reduction is the rate of all rows less the mean rate of the clusters (Yu et al.
+2020). Cluster statistics are (mass n_k, moments S_k = Σ z zᵀ): they add over blocks.
 
 Determinants come from Cholesky factors only: batched LU in one tested build of torch (2.15, MKL)
 returned garbage for widths from about 200 with more than one thread.
@@ -19,7 +19,8 @@ from torch import Tensor
 def log_det(matrices: Float[Tensor, "*b e e"]) -> Float[Tensor, "*b"]:
     """log det of symmetric positive definite matrices."""
     factor = torch.linalg.cholesky(matrices)
-    return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    logs: Tensor = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return 2 * logs
 
 
 def coding_rate(x: Float[Tensor, "n e"], eps2: float) -> float:
@@ -40,7 +41,7 @@ def moment_rates(
 def coding_lengths(
     mass: Float[Tensor, " k"], moments: Float[Tensor, "k e e"], total: float, eps2: float
 ) -> Float[Tensor, " k"]:
-    """L_k = (n_k + e) R_k + n_k (−log(n_k/total)), nats (Ma et al. 2007, eq. 11 and 12).
+    """L_k = (n_k + e) R_k + n_k (−log(n_k/total)), nats (Ma et al. 2007).
 
     The e R_k pays for the description of the cluster's own subspace, the last term for the labels.
     """

@@ -1,8 +1,9 @@
 """Refinement of one cell: coding-rate Lloyd, learned features, and a gate on every step.
 
 seed partition → Lloyd on PCA features → rounds of (whiten, Lloyd) → rounds of (train the head,
-Lloyd). A step that lowers the agreement of raw neighbours (``core/probe.py``) is rolled back, so the result is never worse than
-the seed by that criterion; when every step is refused it *is* the seed's partition.
+Lloyd). A step that lowers the agreement of raw neighbours (``core/probe.py``) is rolled back, so
+the result is never worse than the seed by that criterion; when every step is refused it *is* the
+seed's partition.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
-from rrcluster.core.codes import CentroidCodes, Codes, RateCodes, fit_codes, pooled_spread, with_statistics
+from rrcluster.core.codes import (
+    CentroidCodes,
+    Codes,
+    RateCodes,
+    fit_codes,
+    pooled_spread,
+    with_statistics,
+)
 from rrcluster.core.features import FeatureMap, fit_projection
 from rrcluster.core.gate import Gate, GateEvent
 from rrcluster.core.head import train_head
@@ -37,7 +45,7 @@ class RefineSpec:
     passes: int = setting(20, "coding-rate Lloyd passes at most, each time")
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
     whitenings: int = setting(2, "rounds of whitening by the spread within clusters, and Lloyd")
-    ridge: float = setting(0.1, "share of the mean spread added to each direction's before whitening")
+    ridge: float = setting(0.1, "share of the mean spread added to every direction's")
     rounds: int = setting(2, "rounds of head training and Lloyd; 0: none")
     fit_rows: int = setting(50_000, "rows that the head is trained on at most")
     steps: int = setting(300, "training steps per round")
@@ -89,9 +97,7 @@ def whiten(shards: Shards, model: CellModel, spec: RefineSpec) -> FeatureMap:
     return model.features.whitened(pooled_spread(sums["mass"], sums["moments"]), spec.ridge)
 
 
-def lloyd(
-    shards: Shards, start: CellModel, features: FeatureMap, spec: RefineSpec
-) -> CellModel:
+def lloyd(shards: Shards, start: CellModel, features: FeatureMap, spec: RefineSpec) -> CellModel:
     """Coding-rate Lloyd from the partition of ``start``, in ``features``.
 
     Each pass fits the codes of the current partition and gives every row to its cheapest cluster.
@@ -121,9 +127,7 @@ def finish(shards: Shards, model: CellModel) -> CellModel:
     return replace(model, codes=codes)
 
 
-def _refit(
-    shards: Shards, model: CellModel, features: FeatureMap, spec: RefineSpec
-) -> CellModel:
+def _refit(shards: Shards, model: CellModel, features: FeatureMap, spec: RefineSpec) -> CellModel:
     sums = shards.reduce(Moments(model, features))
     codes = fit_codes(sums["mass"], sums["moments"], spec.eps2, spec.rank, spec.shrinkage)
     return CellModel(features, codes)

@@ -19,7 +19,7 @@ TILE = 1024  # rows per product
 def by_tiles(
     x: Float[Tensor, "n d"], function: Callable[[Tensor], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """``function`` of float32 tiles (TILE, d); its tensors have one entry per row and are joined."""
+    """``function`` of float32 tiles (TILE, d): one entry per row in each tensor, joined."""
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, max(len(x), 1), TILE):
         rows = x[start : start + TILE].float()

@@ -8,6 +8,7 @@ embedded again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -100,6 +101,7 @@ def _stream(
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context.raise_original_map_exception = True
     gpu = spec.gpus_per_worker > 0
     encoders = min(workers, len(shards))
@@ -108,7 +110,13 @@ def _stream(
     references = [vars(s) for s in shards]
     rows = (
         ray.data.from_items(references, override_num_blocks=len(references))
-        .map_batches(ReadShard(plan).__call__, batch_size=1, num_cpus=1, concurrency=spec.readers)
+        .map_batches(
+            ReadShard(plan).__call__,
+            batch_size=1,
+            num_cpus=1,
+            concurrency=spec.readers,
+            scheduling_strategy="SPREAD",  # also keeps Ray from fusing it into the encoder's actor
+        )
         .map_batches(
             Encode,
             fn_constructor_args=(plan, gpu),

@@ -18,7 +18,7 @@ from rrcluster.records import UserError
 # since every wording costs a pass of the text tower per candidate.
 TEMPLATES = (
     "a photo of {}.",
-    "a close-up photo of the {}.",
+    "a close-up photo of {}.",
     "{}",
 )
 

@@ -100,7 +100,7 @@ def _full_name(spec: EncoderSpec) -> str:
     name = f"{architecture}.{tag}" if tag else architecture
     known = [n.partition(".")[2] for n in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in known:
-        remedy = f"{architecture} has no such tag (it has: {', '.join(known) or 'none'})"
+        remedy = f"{architecture} has no such tag (it has: {', '.join(known) or 'none'}; or null)"
         raise UserError("encoder.pretrained", tag, remedy)
     return name
 

@@ -33,12 +33,15 @@ def headline(summary: Summary) -> str:
     elif len(summary.sizes) > 2:
         per_level = ", ".join(f"{len(sizes):,}" for sizes in summary.sizes)
         counts += f" on {len(summary.sizes)} levels ({per_level})"
-    largest = [f"{c.name} ({percent(c.share)})" for c in _distinct(summary)[:NAMED]]
-    if len(largest) > 1:
-        largest = [", ".join(largest[:-1]) + " and " + largest[-1]]
-    verb = "is" if summary.progress.embedded == 1 else "are"
-    images = plural(progress.embedded, noun(progress))
-    return f"{images} {verb} sorted into {counts}; the largest: {largest[0]}."
+    verb = "is" if progress.embedded == 1 else "are"
+    sentence = f"{plural(progress.embedded, noun(progress))} {verb} sorted into {counts}"
+    named = [f"{c.name} ({percent(c.share)})" for c in _telling(summary) if c.captions][:NAMED]
+    if not named:
+        return f"{sentence}; none of them has a name yet."
+    if len(named) > 1:
+        named = [", ".join(named[:-1]) + " and " + named[-1]]
+    nameless = any(not c.captions for c in _telling(summary))
+    return f"{sentence}; the largest{' with a name' if nameless else ''}: {named[0]}."
 
 
 def noun(progress: Progress) -> str:
@@ -47,9 +50,10 @@ def noun(progress: Progress) -> str:
     return "vector" if ready else "image"
 
 
-def _distinct(summary: Summary) -> list[Cluster]:
-    """Coarsest clusters when there are at least three, otherwise the leaves, largest first."""
-    found = list(summary.roots) if len(summary.roots) >= 3 else summary.leaves
+def _telling(summary: Summary) -> list[Cluster]:
+    """Coarsest clusters when at least three have names, otherwise the leaves, largest first."""
+    groups_tell = sum(bool(c.captions) for c in summary.roots) >= 3
+    found = list(summary.roots) if groups_tell else summary.leaves
     return sorted(found, key=lambda c: (-c.size, c.cluster_id))
 
 
@@ -119,11 +123,11 @@ def _findings(summary: Summary) -> list[str]:
             "The corpus is too small to tell how many clusters it has; read the number as a guess."
         )
     elif curve is not None and curve.asked != "auto":
-        leaves = summary.num_leaves or (curve.chosen[-1] if curve.chosen else 0)
-        if not curve.low <= leaves <= curve.high:
+        asked = summary.num_leaves or (curve.chosen[-1] if curve.chosen else 0)
+        if not curve.low <= asked <= curve.high:
             steps.append(
                 f"The curve suggests {curve.low:,} to {curve.high:,} clusters and the run has "
-                f"{leaves:,} as asked: try `k={curve.estimate}` or `k=auto` in another run_dir."
+                f"{asked:,} as asked: try `k={curve.estimate}` or `k=auto` in another run_dir."
             )
     copies, total = summary.duplicates.extra, summary.progress.embedded
     if total and copies / total >= 0.05:
@@ -131,7 +135,16 @@ def _findings(summary: Summary) -> list[str]:
             f"{percent(copies / total)} of the samples repeat an earlier one: drop repeats by "
             "`sample_id` before training."
         )
-    unsure = [c for c in summary.leaves if c.size and median(c.confidence) < 0.5]
+    leaves = summary.leaves
+    nameless = sum(not c.captions and c.size > 0 for c in leaves)
+    if nameless and summary.progress.stage("caption").status == "done":
+        steps.append(
+            f"{nameless:,} of {plural(len(leaves), 'cluster')} "
+            f"{'has' if nameless == 1 else 'have'} no name, as no candidate got enough votes: "
+            "give words of your own in `caption.vocabulary`, or lower `caption.min_score`, "
+            "in another run_dir."
+        )
+    unsure = [c for c in leaves if c.size and median(c.confidence) < 0.5]
     if unsure:
         names = ", ".join(c.name for c in unsure[:3])
         steps.append(

@@ -157,7 +157,7 @@ def gate_chart(gates: Sequence[Gate]) -> Chart:
     kept = sum(g.accepted for g in gates)
     caption = (
         f"{len(gates):,} attempts: {kept:,} accepted, {len(gates) - kept:,} refused and "
-        "rolled back. The criterion is measured without labels on samples held out for it."
+        "rolled back. The criterion is measured without labels, always on the same samples."
     )
     return Chart("gates", "What refinement changed", caption, _plain(figure), (), ())
 

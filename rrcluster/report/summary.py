@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from rrcluster.report.scan import (
     scan_sample_ids,
 )
 
+T = TypeVar("T")
 SHOWN = 2000  # leaf clusters on the page, largest first; the tables hold them all
 
 
@@ -133,11 +134,18 @@ def gather(store: Store) -> Summary:
         duplicates=scan.duplicates if scan else scan_sample_ids(store),
         bad=bad,
         bad_examples=bad_examples,
-        curve=Curve(**store.read_json(curve)) if store.exists(curve) else None,
-        gates=tuple(Gate(**{"extra": {}} | g) for g in store.read_json(history))
-        if store.exists(history)
-        else (),
+        curve=_known(Curve, store.read_json(curve)) if store.exists(curve) else None,
+        gates=tuple(
+            _known(Gate, {"extra": {}} | g)
+            for g in (store.read_json(history) if store.exists(history) else ())
+        ),
     )
+
+
+def _known(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The value, leaving out what a later version may have added to the file."""
+    names = {f.name for f in fields(cast(Any, kind))}
+    return kind(**{n: v for n, v in values.items() if n in names})
 
 
 def _level(store: Store, level: int, columns: Sequence[str] | None = None) -> pa.Table:

@@ -62,7 +62,8 @@ def select(run: Run, compute: Compute, record: Record, progress: Progress) -> No
             run.store.write_json(
                 INDEX, {"parts": len(groups), "blocks": blocks, "limit": str(limit)}
             )
-        counts |= run.store.read_json(INDEX)
+        index = run.store.read_json(INDEX)
+        counts |= {"parts": index["parts"], "blocks": index["blocks"]}
 
 
 def split_evenly(shards: tuple[Shard, ...], parts: int) -> list[list[Shard]]:

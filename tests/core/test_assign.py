@@ -5,7 +5,7 @@ import torch
 
 from rrcluster.core.assign import assign, calibrate
 from rrcluster.core.codes import CentroidCodes
-from rrcluster.core.features import fit_projection
+from rrcluster.core.features import Head, fit_projection
 from rrcluster.core.model import CellModel
 from rrcluster.core.probe import Probe
 from rrcluster.core.refine import RefineSpec, finish, lloyd, refine
@@ -31,8 +31,6 @@ def fitted(request) -> tuple[CellModel, MemoryShards, torch.Tensor]:
     if request.param == "rates":
         model = lloyd(shards, model, features, SPEC)
     if request.param == "head":
-        from rrcluster.core.features import Head
-
         g = torch.Generator().manual_seed(0)
         head = Head.new(8, 16, g)
         head.outer.copy_(torch.randn(8, 16, generator=g) * 0.1)
@@ -66,7 +64,8 @@ def test_confidence_of_a_group_is_the_sum_over_its_leaves(fitted) -> None:
     torch.testing.assert_close(everyone.confidence, torch.ones(200))
     paired = assign(model, x[:200], torch.arange(k) // 2, 1.0)
     assert (paired.confidence >= alone.confidence - 1e-6).all()
-    assert (alone.confidence > 0).all() and (alone.confidence <= 1).all()
+    assert (alone.confidence > 0).all()
+    assert (alone.confidence <= 1).all()
 
 
 def test_confidence_falls_to_chance_as_the_temperature_rises(fitted) -> None:
@@ -82,9 +81,7 @@ def test_calibrated_confidence_is_the_share_of_like_labelled_neighbours(fitted) 
     temperature = calibrate(model, shards, names, probe_rows=800, neighbours=5)
     probe = Probe.of(shards, 800, 5)
     found = assign(model, probe.x, names, temperature)
-    assert float(found.confidence.mean()) == pytest.approx(
-        probe.same(names[found.leaf]), abs=0.005
-    )
+    assert float(found.confidence.mean()) == pytest.approx(probe.same(names[found.leaf]), abs=0.005)
 
 
 def test_rows_of_the_fit_are_no_outliers_and_strangers_are() -> None:
@@ -92,7 +89,8 @@ def test_rows_of_the_fit_are_no_outliers_and_strangers_are() -> None:
     shards = MemoryShards([x])
     model, _ = refine(shards, x[:9], SPEC, seed=0)
     own = assign(model, x, None, 1.0).outlier
-    assert abs(float(own.mean())) < 0.2 and 0.7 < float(own.std()) < 1.3
+    assert abs(float(own.mean())) < 0.2
+    assert 0.7 < float(own.std()) < 1.3
     strangers, _ = groups(500, 40, 24, seed=9)
     assert float(assign(model, strangers, None, 1.0).outlier.mean()) > 1.0
 
@@ -100,4 +98,5 @@ def test_rows_of_the_fit_are_no_outliers_and_strangers_are() -> None:
 def test_model_survives_storage(fitted) -> None:
     model, _, x = fitted
     back = CellModel.from_tensors(model.tensors())
-    assert torch.equal(assign(back, x, None, 1.0).confidence, assign(model, x, None, 1.0).confidence)
+    ours, theirs = assign(model, x, None, 1.0), assign(back, x, None, 1.0)
+    assert torch.equal(ours.confidence, theirs.confidence)

@@ -129,10 +129,11 @@ def test_leaves_of_two_cells_are_counted_in_one_space() -> None:
     x, y = groups(600, 4, 12)
     shards = MemoryShards([x])
     halves = torch.stack([x[y < 2].float().mean(0), x[y >= 2].float().mean(0)])
-    models = []
-    for part in (x[y < 2], x[y >= 2]):
-        models.append(CellModel(fit_projection(MemoryShards([part]), 5), CentroidCodes.of(part[:6])))
-    space = count.MergeSpace.of(shards, halves, tuple(models), count.CountSpec(width=6), 0)
+    models = tuple(
+        CellModel(fit_projection(MemoryShards([part]), 5), CentroidCodes.of(part[:6]))
+        for part in (x[y < 2], x[y >= 2])
+    )
+    space = count.MergeSpace.of(shards, halves, models, count.CountSpec(width=6), 0)
     found = count.moments(shards, space)
     assert space.features.width == 6
     assert len(found.mass) == 12
@@ -160,4 +161,5 @@ def test_rates_of_groups_agree_with_their_rows() -> None:
     both = z[y != 1].double().numpy()
     reference = 0.5 * np.linalg.slogdet(np.eye(4) + 4 / (60 * EPS2) * both.T @ both)[1]
     assert float(rates[0]) == pytest.approx(reference, rel=1e-5)
-    assert count.enough_data(found, 3) and not count.enough_data(found, 30)
+    assert count.enough_data(found, 3)
+    assert not count.enough_data(found, 30)

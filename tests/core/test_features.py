@@ -33,7 +33,7 @@ def test_features_are_unit_rows() -> None:
     torch.testing.assert_close(z.norm(dim=1), torch.ones(100))
 
 
-@pytest.mark.parametrize("width, expected", [(3, 3), (100, 6)])
+@pytest.mark.parametrize(("width", "expected"), [(3, 3), (100, 6)])
 def test_width_is_the_least_of_the_setting_and_the_width_of_the_rows(width, expected) -> None:
     assert fit_projection(MemoryShards([unit(50, 6)]), width).width == expected
 
@@ -55,7 +55,8 @@ def test_projection_is_the_same_bits_on_one_worker_and_on_two() -> None:
     blocks = list(unit(300, 16).split(70))
     one = fit_projection(MemoryShards(blocks), 6)
     two = fit_projection(MemoryShards(blocks, workers=2), 6)
-    assert torch.equal(one.basis, two.basis) and torch.equal(one.mean, two.mean)
+    assert torch.equal(one.basis, two.basis)
+    assert torch.equal(one.mean, two.mean)
 
 
 def test_new_head_changes_nothing() -> None:

@@ -33,6 +33,7 @@ def make_run(
     repeats: int = 0,
     empty_leaf: bool = False,
     examples: int = 6,
+    single_level: bool = False,
 ) -> Store:
     """A run of ``shards`` × (``rows`` good + 2 bad) samples; ``upto="embed"`` stops there.
 
@@ -64,8 +65,8 @@ def make_run(
         samples += mine
     finished = upto == "write"
     if finished:
-        _write_clusters(store, samples, groups, leaves, caption)
-        _write_assignments(store, samples, groups, shards, hive)
+        _write_clusters(store, samples, groups, leaves, caption, single_level)
+        _write_assignments(store, samples, groups, shards, hive, single_level)
         _write_models(store, samples, groups, leaves, examples)
     store.write_json("run.json", _record(len(samples), shards, finished, [groups, leaves]))
     return store
@@ -96,7 +97,12 @@ def _write(store: Store, name: str, kind: str, rows: Sequence[dict[str, Any]]) -
 
 
 def _write_clusters(
-    store: Store, samples: list[dict[str, Any]], groups: int, leaves: int, caption: str | None
+    store: Store,
+    samples: list[dict[str, Any]],
+    groups: int,
+    leaves: int,
+    caption: str | None,
+    single_level: bool,
 ) -> None:
     sizes = np.bincount([s["leaf"] for s in samples], minlength=leaves)
     coarse, fine = [], []
@@ -107,6 +113,10 @@ def _write_clusters(
         text = f"{COLOURS[leaf % 6]} {SHAPES[leaf // 6 % 6]}"
         texts = [caption if caption and leaf == 0 else text, SHAPES[leaf // 6 % 6], "drawing"]
         fine.append(_cluster(groups + leaf, 1, leaf % groups, int(sizes[leaf]), texts))
+    if single_level:
+        fine = [c | {"level": 0, "parent_id": None} for c in fine]
+        _write(store, "clusters/level=0.parquet", "clusters", fine)
+        return
     _write(store, "clusters/level=0.parquet", "clusters", coarse)
     _write(store, "clusters/level=1.parquet", "clusters", fine)
 
@@ -128,13 +138,22 @@ def _cluster(
 
 
 def _write_assignments(
-    store: Store, samples: list[dict[str, Any]], groups: int, shards: int, hive: bool
+    store: Store,
+    samples: list[dict[str, Any]],
+    groups: int,
+    shards: int,
+    hive: bool,
+    single_level: bool,
 ) -> None:
-    schema = tables.assignments_schema(2)
+    schema = tables.assignments_schema(1 if single_level else 2)
     table = pa.Table.from_pylist(
         [
             s
-            | {"level_0": s["leaf"] % groups, "level_1": groups + s["leaf"], "cluster_caption": ""}
+            | {
+                "level_0": groups + s["leaf"] if single_level else s["leaf"] % groups,
+                "level_1": groups + s["leaf"],
+                "cluster_caption": "",
+            }
             for s in samples
         ],
         schema=schema,
@@ -142,7 +161,7 @@ def _write_assignments(
     root = "assignments/increment=00000"
     if hive:
         ids = np.asarray(table["level_0"])
-        for group in range(groups):
+        for group in np.unique(ids).tolist():
             part = table.filter(pa.array(ids == group)).drop_columns(["level_0"])
             name = f"{root}/level_0={group}/part-00000.parquet"
             tables.write_table(store, name, "assignments", part)

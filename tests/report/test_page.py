@@ -182,3 +182,13 @@ def test_many_clusters_become_a_line_and_a_long_curve_is_thinned(tmp_path: Path)
     ks = list(range(1, 50_001))
     long = dataclasses.replace(summary.curve, clusters=ks, nats_per_sample=[1.0 / k for k in ks])
     assert len(plots.curve_chart(long).figure["data"][0]["x"]) <= 1100
+
+
+@pytest.mark.parametrize("hive", [False, True])
+def test_a_single_level_has_clusters_without_groups(tmp_path: Path, hive: bool) -> None:
+    store = make_run(tmp_path, single_level=True, hive=hive)
+    page = build_report(store, thumbnails_of(store))
+    text = _Tags(page).text
+    assert "120 images are sorted into 6 clusters; the largest: crimson circle" in text
+    assert 'class="group"' not in page
+    assert sum(gather(store).confidence) == 120

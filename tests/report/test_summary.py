@@ -95,3 +95,15 @@ def test_advice_speaks_of_too_many_bad_images(run: Store) -> None:
     strict_progress = dataclasses.replace(progress, record=strict)
     assert any("max_bad_fraction=0.01" in s for s in advice.next_steps(strict_progress))
     assert not any("max_bad_fraction" in s for s in advice.next_steps(progress))
+
+
+def test_clusters_without_a_name_are_left_out_of_the_headline_and_advised_on(run: Store) -> None:
+    for level, count in ((0, 3), (1, 5)):
+        name = f"clusters/level={level}.parquet"
+        rows = tables.read_table(run, name).to_pylist()
+        rows = [r | {"captions": []} if i < count else r for i, r in enumerate(rows)]
+        tables.write_table(run, name, "clusters", tables.table_of("clusters", rows))
+    summary = gather(run)
+    assert "the largest with a name: teal circle (" in advice.headline(summary)
+    steps = advice.next_steps(summary.progress, summary)
+    assert any("5 of 6 clusters have no name" in step for step in steps)

@@ -78,3 +78,9 @@ def test_status_of_a_failed_run_points_to_the_log(run: Store) -> None:
 def test_status_of_a_folder_without_run_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run_dir="):
         status_table(Store(str(tmp_path)))
+
+
+def test_a_single_level_is_listed_without_groups(tmp_path: Path) -> None:
+    text = _text(clusters_table(make_run(tmp_path, single_level=True)))
+    assert "crimson circle" in text
+    assert "-like things" not in text

@@ -3,6 +3,7 @@
 (() => {
   const root = document.documentElement;
   const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
+  const said = (count) => count.toLocaleString("en");
   const by = (id) => document.getElementById(id);
   root.dataset.errors = "0";
   const failed = () => { root.dataset.errors = String(+root.dataset.errors + 1); };
@@ -55,8 +56,8 @@
     });
     if (!terms.length) before = null;
     by("found").textContent = terms.length
-      ? `${found} of ${leaves.length} clusters`
-      : `${leaves.length} clusters`;
+      ? `${said(found)} of ${said(leaves.length)} clusters`
+      : `${said(leaves.length)} clusters`;
     by("nothing").hidden = found > 0;
     root.dataset.found = String(found);
   }
@@ -169,7 +170,10 @@
 
   async function start() {
     const packed = by("plotly");
-    if (!packed || typeof DecompressionStream === "undefined") return;
+    if (!packed) {
+      all(".histogram").forEach((node) => { node.hidden = true; });
+      return;
+    }
     const bytes = Uint8Array.from(atob(packed.textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
