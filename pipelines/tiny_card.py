@@ -26,11 +26,13 @@ like figures, not the same bytes.
 
 ## Figures
 
-On {heldout} pictures of split "heldout" (seed {heldout_seed}): combinations of object, colour and
-background that never occur in training. Objects are long-tailed there as in training. Zero-shot
-means the nearest of all names, each name averaged over the package's prompt templates.
+Accuracies are on {measured} pictures of split "heldout" (seed {measuring_seed}): combinations of
+object, colour and background that never occur in training. Objects are long-tailed there as in
+training. Zero-shot means the nearest of all names, each name averaged over the package's prompt
+templates. Neighbours of the held-out pictures are looked up among {measured} new pictures of split
+"train" (same seed, not used in training), so no neighbour shares all three; k-means runs on those.
 
-| | accuracy |
+| | 0..1 |
 |---|---|
 {rows}
 
@@ -51,15 +53,16 @@ _NAMES = {
     "10 nearest neighbours, same object": "share of the 10 nearest with the same object",
     "10 nearest neighbours, same colour": "share of the 10 nearest with the same colour",
     "k-means NMI with the object": "k-means (24 clusters), NMI with the object",
+    "k-means NMI with colour and object": "k-means (100 clusters), NMI with colour and object",
 }
 
 
 def model_card(
     schooling: Schooling,
     seconds: float,
-    heldout: int,
-    heldout_seed: int,
-    measured: dict[str, float],
+    pictures: int,
+    measuring_seed: int,
+    values: dict[str, float],
 ) -> str:
     """The card as Markdown."""
     command = (
@@ -73,7 +76,7 @@ def model_card(
         pictures=schooling.pictures,
         seed=schooling.seed,
         minutes=seconds / 60,
-        heldout=heldout,
-        heldout_seed=heldout_seed,
-        rows="\n".join(f"| {_NAMES[key]} | {value:.3f} |" for key, value in measured.items()),
+        measured=pictures,
+        measuring_seed=measuring_seed,
+        rows="\n".join(f"| {_NAMES[key]} | {value:.3f} |" for key, value in values.items()),
     )

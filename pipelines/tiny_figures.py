@@ -17,6 +17,8 @@ from rrcluster.io.drawings import COLOURS, OBJECTS
 from rrcluster.models.text import PromptedTexts
 
 Rows = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+NEIGHBOURS = 10
 
 
 @torch.inference_mode()
@@ -32,17 +34,25 @@ def image_rows(model: CLIP, pixels: npt.NDArray[np.uint8], batch: int = 256) -> 
     return torch.cat(parts).numpy()
 
 
-def figures(model: CLIP, tokenizer: SimpleTokenizer, pictures: Pictures) -> dict[str, float]:
-    """Zero-shot accuracies, nearest-neighbour purity and k-means agreement, all 0..1."""
+def figures(
+    model: CLIP, tokenizer: SimpleTokenizer, pictures: Pictures, fresh: Pictures
+) -> dict[str, float]:
+    """Zero-shot accuracies, nearest-neighbour purity and k-means agreement, all 0..1.
+
+    ``pictures`` are held out; ``fresh`` are of the split "train" under a seed that training did
+    not use. A held-out picture's neighbours are looked up among the fresh ones: none of them has
+    its object, colour and background together, so a neighbour with the same object was found by
+    the object.
+    """
     tower = PromptedTexts(model.encode_text, tokenizer, "cpu", torch.float32)
-    rows = image_rows(model, pictures.pixels)
+    rows, others = image_rows(model, pictures.pixels), image_rows(model, fresh.pixels)
+    nearest = np.argpartition(-rows @ others.T, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
 
-    def guesses(texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        nearest: npt.NDArray[np.int64] = np.argmax(rows @ tower.encode(texts).T, axis=1)
-        return nearest
+    def guesses(texts: Sequence[str]) -> Labels:
+        best: Labels = np.argmax(rows @ tower.encode(texts).T, axis=1)
+        return best
 
-    objects = np.array([OBJECTS.index(facts.object) for facts in pictures.facts])
-    colours = np.array([COLOURS.index(facts.colour) for facts in pictures.facts])
+    objects, colours = _objects(pictures), _colours(pictures)
     textures = np.array([TEXTURES.index(facts.texture) for facts in pictures.facts])
     places = backgrounds_in_words()
     backgrounds = np.array([list(places).index(f.background) for f in pictures.facts])
@@ -62,20 +72,29 @@ def figures(model: CLIP, tokenizer: SimpleTokenizer, pictures: Pictures) -> dict
         ),
         "texture, where there is one": float((surfaces == textures)[textured].mean()),
         "colour and object": float((guesses(phrases) == phrase).mean()),
-        "10 nearest neighbours, same object": _purity(rows, objects, 10),
-        "10 nearest neighbours, same colour": _purity(rows, colours, 10),
-        "k-means NMI with the object": _agreement(rows, objects, len(OBJECTS)),
+        "10 nearest neighbours, same object": _purity(nearest, objects, _objects(fresh)),
+        "10 nearest neighbours, same colour": _purity(nearest, colours, _colours(fresh)),
+        "k-means NMI with the object": _agreement(others, _objects(fresh), len(OBJECTS)),
+        "k-means NMI with colour and object": _agreement(
+            others, _objects(fresh) * len(COLOURS) + _colours(fresh), 100
+        ),
     }
 
 
-def _purity(rows: Rows, labels: npt.NDArray[np.int64], k: int) -> float:
-    similar = rows @ rows.T
-    np.fill_diagonal(similar, -np.inf)
-    nearest = np.argpartition(-similar, k, axis=1)[:, :k]
-    return float((labels[nearest] == labels[:, None]).mean())
+def _objects(pictures: Pictures) -> Labels:
+    return np.array([OBJECTS.index(facts.object) for facts in pictures.facts])
 
 
-def _agreement(rows: Rows, labels: npt.NDArray[np.int64], k: int) -> float:
+def _colours(pictures: Pictures) -> Labels:
+    return np.array([COLOURS.index(facts.colour) for facts in pictures.facts])
+
+
+def _purity(nearest: Labels, mine: Labels, theirs: Labels) -> float:
+    """The share of neighbours (n, k) with the label of the picture that asks."""
+    return float((theirs[nearest] == mine[:, None]).mean())
+
+
+def _agreement(rows: Rows, labels: Labels, k: int) -> float:
     """Normalised mutual information of k-means clusters (scikit-learn) with the labels."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score

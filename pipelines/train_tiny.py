@@ -51,7 +51,7 @@ from pipelines.tiny_texts import (
 )
 from rrcluster.models.tiny import CONFIG, FOLDER, MERGES, WEIGHTS, load_tiny, load_tokenizer
 
-HELDOUT_SEED = 1  # the pictures of the figures; training uses its own seed and split
+MEASURING_SEED = 10_001  # of the pictures behind the figures; training must use another
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,17 @@ def _optimizer(model: CLIP, schooling: Schooling) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=schooling.rate, betas=(0.9, 0.98), eps=1e-6)
 
 
-def prepare(out: Path, pictures: Pictures, schooling: Schooling) -> tuple[CLIP, SimpleTokenizer]:
+def prepare(
+    out: Path, config: dict[str, Any], pictures: Pictures, schooling: Schooling
+) -> tuple[CLIP, SimpleTokenizer]:
     """A fresh model, with the merges and the configuration that fit it written to ``out``."""
     rng = np.random.default_rng([schooling.seed, 2])
     pairs = zip(pictures.facts, pictures.web, strict=True)
     texts = [prompt(rng, facts, web)[0] for facts, web in pairs]
     size = write_merges(out / MERGES, learn_merges(texts, most=600, seen=20))
-    config = json.loads((FOLDER / CONFIG).read_text())
-    config["model_cfg"]["text_cfg"]["vocab_size"] = size
-    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    text = config["model_cfg"]["text_cfg"] | {"vocab_size": size}
+    fitting = config | {"model_cfg": config["model_cfg"] | {"text_cfg": text}}
+    (out / CONFIG).write_text(json.dumps(fitting, indent=2) + "\n")
     with torch.random.fork_rng():
         torch.manual_seed(schooling.seed)
         model = open_clip.create_model(f"local-dir:{out}", load_weights=False)
@@ -199,31 +201,38 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--pictures", type=int, default=defaults.pictures)
-    parser.add_argument("--heldout", type=int, default=3000, help="pictures of the figures")
+    parser.add_argument("--measured", type=int, default=3000, help="pictures of the figures")
+    parser.add_argument(
+        "--config", type=Path, default=FOLDER / CONFIG, help="shape of the model to train"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--eval-only", action="store_true", help="measure what is in --out")
     arguments = parser.parse_args()
     folder: Path = arguments.out
-    side = json.loads((FOLDER / CONFIG).read_text())["model_cfg"]["vision_cfg"]["image_size"]
-    heldout = draw_many(HELDOUT_SEED, arguments.heldout, "heldout", side)
+    config = json.loads(arguments.config.read_text())
+    side = config["model_cfg"]["vision_cfg"]["image_size"]
+    if arguments.seed == MEASURING_SEED:
+        parser.error(f"--seed {MEASURING_SEED} belongs to the figures; choose another")
+    heldout = draw_many(MEASURING_SEED, arguments.measured, "heldout", side)
+    fresh = draw_many(MEASURING_SEED, arguments.measured, "train", side)
     if arguments.eval_only:
-        print(json.dumps(figures(*load_tiny(folder=folder), heldout), indent=2))
+        print(json.dumps(figures(*load_tiny(folder=folder), heldout, fresh), indent=2))
         return
     schooling = Schooling(arguments.steps, arguments.seed, arguments.pictures)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw_many(schooling.seed, schooling.pictures, "train", side)
     with TemporaryDirectory() as workshop:
-        fresh = Path(workshop)
-        model, tokenizer = prepare(fresh, pictures, schooling)
+        new = Path(workshop)
+        model, tokenizer = prepare(new, config, pictures, schooling)
         began = time.perf_counter()
-        save(train(model, tokenizer, pictures, schooling), fresh)
+        save(train(model, tokenizer, pictures, schooling), new)
         seconds = time.perf_counter() - began
-        measured = figures(*load_tiny(folder=fresh), heldout)  # as shipped: after float16
+        measured = figures(*load_tiny(folder=new), heldout, fresh)  # as shipped: after float16
         print(json.dumps(measured, indent=2))
         for name in (MERGES, CONFIG, WEIGHTS):
-            shutil.copyfile(fresh / name, folder / f"{name}.part")
+            shutil.copyfile(new / name, folder / f"{name}.part")
             os.replace(folder / f"{name}.part", folder / name)
-    card = model_card(schooling, seconds, arguments.heldout, HELDOUT_SEED, measured)
+    card = model_card(schooling, seconds, arguments.measured, MEASURING_SEED, measured)
     (folder / "MODEL_CARD.md").write_text(card)
 
 

@@ -39,6 +39,11 @@ def heldout() -> Pictures:
     return draw_many(SEED, 300, "heldout", 64, workers=1)
 
 
+@pytest.fixture(scope="module")
+def fresh() -> Pictures:
+    return draw_many(SEED, 1000, "train", 64, workers=1)
+
+
 class TestDrawings:
     def test_a_picture_depends_on_seed_and_index_only_not_on_the_order(self) -> None:
         forwards = [draw(3, i) for i in range(6)]
@@ -123,8 +128,10 @@ class TestCaptions:
 
 
 class TestTinyEncoder:
-    def test_it_names_held_out_pictures_better_than_the_floors(self, heldout: Pictures) -> None:
-        measured = figures(*load_tiny(), heldout)
+    def test_it_names_held_out_pictures_better_than_the_floors(
+        self, heldout: Pictures, fresh: Pictures
+    ) -> None:
+        measured = figures(*load_tiny(), heldout, fresh)
         assert measured["object"] > OBJECT_FLOOR
         assert measured["colour"] > COLOUR_FLOOR
         assert measured["colour and object"] > PHRASE_FLOOR

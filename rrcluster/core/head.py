@@ -8,7 +8,7 @@ R_c would say nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from rrcluster.core.features import Head
 from rrcluster.core.rate import rate_reduction_loss
 
 
+@runtime_checkable
 class HeadSpec(Protocol):
     """The settings that training reads; ``RefineSpec`` has them."""
 

@@ -1,7 +1,15 @@
 """The merge tree: join clusters while one code for two is shorter, and on down to one.
 
-Two clusters are one when one code for both is shorter than a code for each (Ma et al. 2007). The
-leaves' (mass, moments) add, so the whole tree needs one pass over the rows.
+Ma et al. (2007) charge (n_k + e) R_k, which needs n_k ≫ e: with tens of rows a cluster the e R_k of
+a spared subspace outweighs every likeness. Here a cluster's code is shrunk to the spread that all
+clusters share, as in ``codes.py``, and what remains its own is one direction:
+
+    L_k = n_k ½ [log det B_k + tr(B_k⁻¹ A_k) − e] − n_k log(n_k/n)      the rows, in nats
+        + ½ e log(1 + n_k)                                   its direction (Rissanen 1978)
+
+with A_k = I + c M_k, M_k = S_k/n_k, c = e/ε², and B_k the same of the shrunk M_k. The tree joins
+the pair that lengthens the rows' code least; the number of clusters is read off the whole length.
+(mass, moments) add, so the tree needs one pass over the rows.
 """
 
 from __future__ import annotations
@@ -13,7 +21,47 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rrcluster.core.rate import coding_lengths
+from rrcluster.core.codes import pooled_spread
+
+POWER_STEPS = 10  # the first direction of a cluster has some ten times the second's variance
+
+
+def row_lengths(
+    mass: Float[Tensor, " k"],
+    moments: Float[Tensor, "k e e"],
+    pooled: Float[Tensor, "e e"],
+    total: float,
+    eps2: float,
+    shrinkage: float,
+) -> Float[Tensor, " k"]:
+    """Nats for the rows of each cluster and their labels, by its code shrunk towards ``pooled``."""
+    e = moments.shape[-1]
+    mean = moments / mass.clamp_min(1e-12)[:, None, None]
+    line = _line(mean)
+    own = (mass / (mass + shrinkage).clamp_min(1e-12))[:, None, None]
+    eye = torch.eye(e, dtype=mean.dtype)
+    shrunk = eye + e / eps2 * (line + own * (mean - line) + (1 - own) * pooled)
+    factor = torch.linalg.cholesky(shrunk)
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    trace = (torch.cholesky_inverse(factor) * (eye + e / eps2 * mean)).sum((1, 2))
+    share = (mass / total).clamp_min(1e-300)
+    lengths: Tensor = mass * (0.5 * (log_det + trace - e) - share.log())
+    return lengths
+
+
+def own_lengths(mass: Float[Tensor, " k"], width: int) -> Float[Tensor, " k"]:
+    """Nats for each cluster's own direction, ½ e log(1 + n_k); 0 for an empty one."""
+    return 0.5 * width * mass.log1p()
+
+
+def _line(mean: Float[Tensor, "k e e"]) -> Float[Tensor, "k e e"]:
+    """λ u uᵀ of the first direction, by power iteration from the largest column."""
+    start = mean.diagonal(dim1=-2, dim2=-1).argmax(1)
+    u = mean[torch.arange(len(mean)), :, start]
+    for _ in range(POWER_STEPS):
+        u = torch.nn.functional.normalize((mean @ u[:, :, None])[:, :, 0], dim=1)
+    variance = (u * (mean @ u[:, :, None])[:, :, 0]).sum(1)
+    return variance[:, None, None] * u[:, :, None] * u[:, None, :]
 
 
 @dataclass(frozen=True)
@@ -32,26 +80,33 @@ class MergeTree:
 
 
 def merge_tree(
-    mass: Float[Tensor, " k"], moments: Float[Tensor, "k e e"], eps2: float, neighbours: int = 16
+    mass: Float[Tensor, " k"],
+    moments: Float[Tensor, "k e e"],
+    eps2: float,
+    neighbours: int = 16,
+    shrinkage: float = 100.0,
 ) -> MergeTree:
-    """Agglomerate greedily by the change of the total coding length, all the way to one cluster.
+    """Agglomerate greedily by the change of the rows' length, all the way to one cluster.
 
     Candidates are each cluster's ``neighbours`` most similar ones by tr(M_i M_j), M = S/n, and
     those that its parts had; a merged cluster gets its own. Empty leaves merge first.
     """
-    return _Agglomeration(mass.double(), moments.double(), eps2, neighbours).run()
+    return _Agglomeration(mass.double(), moments.double(), eps2, neighbours, shrinkage).run()
 
 
 class _Agglomeration:
-    def __init__(self, mass: Tensor, moments: Tensor, eps2: float, neighbours: int) -> None:
+    def __init__(
+        self, mass: Tensor, moments: Tensor, eps2: float, neighbours: int, shrinkage: float
+    ) -> None:
         k, e = moments.shape[:2]
-        self.k, self.eps2, self.neighbours = k, eps2, neighbours
-        self.total = float(mass.sum().clamp_min(1e-12))
+        self.k, self.neighbours = k, neighbours
+        self.pooled = pooled_spread(mass, moments)
+        self.code = (float(mass.sum().clamp_min(1e-12)), eps2, shrinkage)
         nodes = 2 * k - 1
         self.mass = torch.cat([mass, torch.zeros(k - 1, dtype=torch.float64)])
         self.moments = torch.cat([moments, torch.zeros(k - 1, e, e, dtype=torch.float64)])
         self.length = torch.zeros(nodes, dtype=torch.float64)
-        self.length[:k] = coding_lengths(mass, moments, self.total, eps2)
+        self.length[:k] = row_lengths(mass, moments, self.pooled, *self.code)
         mean = moments / mass.clamp_min(1e-12)[:, None, None]
         self.mean = torch.zeros(nodes, e * e)  # float32: only for choosing candidates
         self.mean[:k] = mean.flatten(1).float()
@@ -64,14 +119,16 @@ class _Agglomeration:
         k = self.k
         pairs = torch.zeros(k - 1, 2, dtype=torch.int64)
         lengths = torch.zeros(k, dtype=torch.float64)
-        lengths[k - 1] = self.length[:k].sum()
+        own = own_lengths(self.mass, self.moments.shape[-1])
+        lengths[k - 1] = self.length[:k].sum() + own[:k].sum()
         if k > 1:
             self._add_candidates(list(range(k)))
         for step in range(k - 1):
             i, j, change = self._best()
             pairs[step, 0], pairs[step, 1] = i, j
-            lengths[k - 2 - step] = lengths[k - 1 - step] + change
             self._merge(i, j, k + step, change)
+            own = own_lengths(self.mass[[i, j, k + step]], self.moments.shape[-1])
+            lengths[k - 2 - step] = lengths[k - 1 - step] + change + own[2] - own[0] - own[1]
             if step < k - 2:
                 self._add_candidates([k + step])
         return MergeTree(pairs, lengths)
@@ -103,7 +160,7 @@ class _Agglomeration:
         similar[torch.tensor(nodes)[:, None] == living[None]] = -float("inf")
         count = min(2 * self.neighbours, len(living) - 1)
         ranked = living[similar.topk(count, dim=1).indices].tolist()
-        wanted = set()
+        wanted: set[tuple[int, int]] = set()
         for node, found in zip(nodes, ranked, strict=True):
             # The most similar, and the next most similar of those that its parts were paired with.
             near = found[: self.neighbours]
@@ -120,12 +177,12 @@ class _Agglomeration:
                 heapq.heappush(self.heap, (-float("inf") if empty else change, i, j, change))
 
     def _changes(self, pairs: Int[Tensor, "p 2"]) -> Float[Tensor, " p"]:
-        i, j = pairs.T
-        joined = coding_lengths(
+        i, j = pairs.unbind(1)
+        joined = row_lengths(
             self.mass[i] + self.mass[j],
             self.moments[i] + self.moments[j],
-            self.total,
-            self.eps2,
+            self.pooled,
+            *self.code,
         )
         return joined - self.length[i] - self.length[j]
 

@@ -25,6 +25,7 @@ from rrcluster.records import Shard
 from rrcluster.stages.embed import Assembler, Batch, encode_batch, read_batches
 
 BLOCK_BYTES = 32 << 20  # of decoded rows between tasks
+READ_MEMORY = 1 << 30  # of a reading task; torch alone takes half of it
 ROUNDS = 3  # passes over shards that lost their assembler
 COUNTS = ("shard", "read", "embedded", "bad")
 
@@ -115,7 +116,7 @@ def _stream(
             batch_size=1,
             num_cpus=1,
             concurrency=spec.readers,
-            scheduling_strategy="SPREAD",  # also keeps Ray from fusing it into the encoder's actor
+            memory=READ_MEMORY,  # another need than the encoder's: Ray does not fuse the two
         )
         .map_batches(
             Encode,

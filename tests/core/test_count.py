@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from rrcluster.core import count
-from rrcluster.core.codes import CentroidCodes
+from rrcluster.core.codes import CentroidCodes, pooled_spread
 from rrcluster.core.features import fit_projection
+from rrcluster.core.merge import own_lengths, row_lengths
 from rrcluster.core.model import CellModel, sum_by_label
-from rrcluster.core.rate import coding_lengths
 from rrcluster.core.shards import MemoryShards
 
 EPS2 = 0.1
@@ -34,10 +34,11 @@ def groups(n: int, k: int, d: int, seed: int = 0) -> tuple[torch.Tensor, torch.T
     return torch.nn.functional.normalize(x, dim=1).half(), y
 
 
-def total_length(mass, moments, labels, eps2: float = EPS2) -> float:
-    return float(
-        coding_lengths(*count.group_sums(mass, moments, labels), float(mass.sum()), eps2).sum()
-    )
+def total_length(mass, moments, labels, own: bool = True, eps2: float = EPS2) -> float:
+    whole = (pooled_spread(mass, moments), float(mass.sum()), eps2, 100.0)
+    grouped, second = count.group_sums(mass, moments, labels)
+    rows = row_lengths(grouped, second, *whole).sum()
+    return float(rows + (own_lengths(grouped, moments.shape[-1]).sum() if own else 0.0))
 
 
 def test_twins_merge_before_strangers() -> None:
@@ -56,7 +57,7 @@ def test_first_merge_is_the_best_of_all_pairs() -> None:
             labels = torch.arange(7)
             labels[labels == j] = i
             labels = labels.unique(return_inverse=True)[1]
-            best[i, j] = total_length(mass, moments, labels)
+            best[i, j] = total_length(mass, moments, labels, own=False)
     assert tuple(tree.pairs[0].tolist()) == min(best, key=best.__getitem__)
 
 
@@ -93,6 +94,22 @@ def test_empty_leaves_merge_first_and_cost_nothing() -> None:
     assert tree.lengths[5:].tolist() == pytest.approx([float(tree.lengths[5])] * 4)
     assert len(count.cut(tree, 6)[:6].unique()) == 6
     assert count.estimate(tree) == 3
+
+
+def test_length_of_the_rows_agrees_with_numpy_in_float64() -> None:
+    mass, moments = leaves(4, 6, seed=2)
+    pooled = pooled_spread(mass, moments)
+    found = row_lengths(mass, moments, pooled, 120.0, EPS2, 100.0)
+    for k in range(4):
+        mean = moments[k].numpy() / float(mass[k])
+        spectrum, vectors = np.linalg.eigh(mean)
+        line = spectrum[-1] * np.outer(vectors[:, -1], vectors[:, -1])
+        own = float(mass[k]) / (float(mass[k]) + 100)
+        a = np.eye(6) + 6 / EPS2 * mean
+        b = np.eye(6) + 6 / EPS2 * (line + own * (mean - line) + (1 - own) * pooled.numpy())
+        nats = 0.5 * (np.linalg.slogdet(b)[1] + np.trace(np.linalg.inv(b) @ a) - 6)
+        expected = float(mass[k]) * (nats - np.log(float(mass[k]) / 120))
+        assert float(found[k]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_leaf_is_a_tree() -> None:

@@ -1,0 +1,52 @@
+"""The whole job from and to an object store."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import s3fs
+from job_fixtures import in_process, job
+
+from rrcluster.io.store import Store
+
+
+def test_a_job_from_and_to_s3_gives_the_bytes_of_the_job_on_disk(s3, drawn, finished) -> None:
+    bucket = s3.bucket()
+    fs = s3fs.S3FileSystem(**s3.storage_options)
+    for path in drawn.glob("*.tar"):
+        fs.put(str(path), f"{bucket}/shards/{path.name}")
+    options = json.dumps(s3.storage_options).replace('"', "")
+    result = job(
+        "cluster", f"corpus.uri={bucket}/shards", f"run_dir={bucket}/run", "k=[3,8]",
+        *in_process(f"+corpus.storage_options={options}"),
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    store = Store(f"{bucket}/run", s3.storage_options)
+    compared = 0
+    for path in sorted(finished.rglob("*.parquet")):
+        name = str(path.relative_to(finished))
+        if not name.startswith("manifest"):  # it names where the shards are
+            assert store.read_bytes(name) == path.read_bytes(), name
+            compared += 1
+    assert compared > 15
+    secret = s3.storage_options["secret"]
+    shown = json.loads(store.read_bytes("run.json"))["config"]["corpus"]["storage_options"]
+    assert secret not in shown.values()
+    assert set(shown) == set(s3.storage_options)
+    manifest = pq.read_table(io.BytesIO(store.read_bytes("manifest/increment=00000.parquet")))
+    assert all(uri.startswith(bucket) for uri in manifest["uri"].to_pylist())
+    assert np.load(io.BytesIO(store.read_bytes("embeddings/000000.npy"))).dtype == np.float16
+
+
+def test_a_bucket_that_is_not_there_is_the_users_mistake(s3) -> None:
+    options = json.dumps(s3.storage_options).replace('"', "")
+    result = job(
+        "cluster", "corpus.uri=s3://nowhere-at-all/x", "run_dir=s3://nowhere-at-all/run",
+        *in_process(f"+corpus.storage_options={options}"),
+    )  # fmt: skip
+    assert result.status == 2, result.err
+    assert "corpus.uri" in result.err
+    assert "Traceback" not in result.err
