@@ -40,6 +40,8 @@ templates. Neighbours of the held-out pictures are looked up among {measured} ne
 
 - The held-out pictures come from the same generator as the training pictures. The figures say
   nothing about any other picture.
+- Which object it is, the vectors tell less well than its colour and background: compare the rows
+  above before relying on any of them.
 - Words outside the drawings' captions were only ever trained as wrong answers.
 - Counts and positions are in some training captions; how well they are known was not measured.
 """
@@ -67,7 +69,8 @@ def model_card(
     """The card as Markdown."""
     command = (
         f"python -m pipelines.train_tiny --steps {schooling.steps} --seed {schooling.seed}"
-        f" --pictures {schooling.pictures}"
+        f" --pictures {schooling.pictures} --width {schooling.width}"
+        f" --layers {' '.join(map(str, schooling.layers))}"
     )
     return _CARD.format(
         command=command,

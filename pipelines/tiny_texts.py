@@ -42,7 +42,8 @@ Claims = npt.NDArray[np.int64]  # (6,) or (n, 6): the place in its list of each 
 
 def kinds_of(claims: Claims) -> npt.NDArray[np.int64]:
     """A number for the set of attributes that each text tells, (n, 6) to (n,); at least 1."""
-    return (claims != ANY) @ (1 << np.arange(claims.shape[1]))
+    kinds: npt.NDArray[np.int64] = (claims != ANY) @ (1 << np.arange(claims.shape[1]))
+    return kinds
 
 
 def claims_of(facts: Facts) -> Claims:

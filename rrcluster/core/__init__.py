@@ -1,1 +1,1 @@
-"""The mathematics: pure functions of tensors and integers. No files, no network, no clock, no Ray."""
+"""The mathematics: pure functions of tensors and integers. No files, no network, no Ray."""

@@ -36,6 +36,11 @@ class Codes(ABC):
     def num_clusters(self) -> int:
         """k."""
 
+    @property
+    def num_live(self) -> int:
+        """Clusters that a row can choose; the others are empty."""
+        return self.num_clusters
+
     @abstractmethod
     def costs(self, rows: Float[Tensor, "n w"]) -> Float[Tensor, "n k"]:
         """Cost of each row in each cluster."""
@@ -89,6 +94,10 @@ class RateCodes(Codes):
     @property
     def num_clusters(self) -> int:
         return len(self.mass)
+
+    @property
+    def num_live(self) -> int:
+        return int((self.mass > 0).sum())
 
     @property
     def length(self) -> float:

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rrcluster.core import keys
+from rrcluster.core.cells import routed
 from rrcluster.core.features import FeatureMap, fit_projection
-from rrcluster.core.kmeans import nearest
 from rrcluster.core.merge import MergeTree, cut, estimate, group_sums, merge_tree
 from rrcluster.core.model import CellModel, features_of, sum_by_label
 from rrcluster.core.rate import moment_rates
@@ -78,16 +78,11 @@ class MergeSpace:
 
     def leaf(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         """The leaf of each row, numbered over all cells."""
-        if len(self.models) == 1:
-            return self.models[0].cheapest(x)[0]
-        cell, _ = nearest(x, self.cells)
-        leaf = torch.zeros(len(x), dtype=torch.int64)
-        first = 0
-        for c, model in enumerate(self.models):
-            rows = (cell == c).nonzero()[:, 0]
-            if len(rows):
-                leaf[rows] = model.cheapest(x[rows])[0] + first
-            first += model.num_leaves
+        sizes = torch.tensor([model.num_leaves for model in self.models])
+        first = (sizes.cumsum(0) - sizes).tolist()
+        (leaf,) = routed(
+            self.cells, x, lambda c, rows: (self.models[c].cheapest(rows)[0] + first[c],)
+        )
         return leaf
 
 

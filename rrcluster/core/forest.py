@@ -6,7 +6,6 @@ per level. That is all that assigning a sample needs, old or new.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rrcluster.core.assign import Assignment, assign
-from rrcluster.core.kmeans import nearest
+from rrcluster.core.cells import routed
 from rrcluster.core.model import CellModel
 
 
@@ -71,25 +70,6 @@ def label(forest: Forest, x: Float[Tensor, "n d"]) -> Labels:
         ),
     )
     return Labels(leaf, forest.paths[leaf], confidence, outlier, cost)
-
-
-def routed(
-    cells: Float[Tensor, "c d"],
-    x: Float[Tensor, "n d"],
-    within: Callable[[int, Tensor], tuple[Tensor, ...]],
-) -> tuple[Tensor, ...]:
-    """``within(cell, rows)`` on the rows of each nearest cell; its columns in the order of x."""
-    if len(cells) == 1 or len(x) == 0:
-        return within(0, x)
-    cell, _ = nearest(x, cells)
-    order = cell.argsort(stable=True)
-    parts: list[tuple[Tensor, ...]] = []
-    for c, count in enumerate(torch.bincount(cell, minlength=len(cells)).tolist()):
-        if count:
-            start = sum(len(p[0]) for p in parts)
-            parts.append(within(c, x[order[start : start + count]]))
-    back = order.argsort(stable=True)
-    return tuple(torch.cat(column)[back] for column in zip(*parts, strict=True))
 
 
 def levels_for(k: str | int | list[int], estimate: int) -> list[int]:

@@ -32,19 +32,26 @@ class Gate:
     """Judges one model against another on a fixed probe, and remembers every verdict."""
 
     def __init__(
-        self, probe: Probe, eps2: float, on_event: Callable[[GateEvent], None] | None = None
+        self,
+        probe: Probe,
+        eps2: float,
+        on_event: Callable[[GateEvent], None] | None = None,
+        least: int = 1,
     ) -> None:
-        self._probe, self._eps2, self._on_event = probe, eps2, on_event
+        self._probe, self._eps2, self._on_event, self._least = probe, eps2, on_event, least
         # Below the weight of one probe row the criterion cannot tell two partitions apart.
         self.tolerance = 1.0 / max(len(probe.x), 1)
         self.events: list[GateEvent] = []
 
     def judge(self, round: int, step: Step, before: CellModel, after: CellModel) -> CellModel:
-        """``after`` if its consistency is not below that of ``before``, else ``before`` itself."""
+        """``after`` if its consistency is not below that of ``before``, else ``before`` itself.
+
+        A step that leaves fewer than ``least`` clusters is refused too.
+        """
         old, _ = before.cheapest(self._probe.x)
         new, _ = after.cheapest(self._probe.x)
         was, now = self._probe.consistency(old), self._probe.consistency(new)
-        accepted = now >= was - self.tolerance
+        accepted = now >= was - self.tolerance and after.codes.num_live >= self._least
         event = GateEvent(round, step, accepted, was, now, self._extra(after, old, new))
         self.events.append(event)
         if self._on_event is not None:

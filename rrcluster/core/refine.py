@@ -39,21 +39,21 @@ class RefineSpec:
     """Settings of the refinement stage: minibatched rate reduction within each cell."""
 
     width: int = setting(64, "width of the refined features")
-    eps2: float = setting(0.5, "squared coding error of the rates; smaller sees finer structure")
+    eps2: float = setting(0.5, "squared coding error of the rates; width/eps2 (128) is what counts")
     rank: int = setting(8, "directions stored per cluster; the rest is one variance")
     shrinkage: float = setting(1000.0, "pseudo-rows of pooled spread in each cluster's code")
     passes: int = setting(20, "coding-rate Lloyd passes at most, each time")
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
     whitenings: int = setting(2, "rounds of whitening by the spread within clusters, and Lloyd")
     ridge: float = setting(0.1, "share of the mean spread added to every direction's")
-    rounds: int = setting(2, "rounds of head training and Lloyd; 0: none")
+    rounds: int = setting(1, "rounds of head training and Lloyd; 0: none")
     fit_rows: int = setting(50_000, "rows that the head is trained on at most")
     steps: int = setting(300, "training steps per round")
     hidden: int = setting(256, "hidden width of the head")
     batch_clusters: int = setting(32, "clusters per batch, for R_c")
     cluster_rows: int = setting(8, "rows per cluster and batch")
     spread_rows: int = setting(512, "rows of the independent part of the batch, for R")
-    learning_rate: float = setting(1e-3, "initial learning rate of Adam, falling to 0")
+    learning_rate: float = setting(1e-4, "initial learning rate of Adam, falling to 0")
     weight_decay: float = setting(1e-2, "weight decay of the head")
     probe_rows: int = setting(4000, "rows on which every step is judged")
     neighbours: int = setting(10, "raw neighbours per row that should share its cluster")
@@ -66,11 +66,15 @@ def refine(
     seed: int,
     path: tuple[str | int, ...] = (),
     on_event: Callable[[GateEvent], None] | None = None,
+    least: int = 1,
 ) -> tuple[CellModel, list[GateEvent]]:
-    """Refine the partition of nearest ``centroids``; returns the model and every step tried."""
+    """Refine the partition of nearest ``centroids``; returns the model and every step tried.
+
+    Clusters may empty on the way; a step that leaves fewer than ``least`` is rolled back.
+    """
     projection = fit_projection(shards, spec.width)
     model = CellModel(projection, CentroidCodes.of(centroids))
-    gate = Gate(Probe.of(shards, spec.probe_rows, spec.neighbours), spec.eps2, on_event)
+    gate = Gate(Probe.of(shards, spec.probe_rows, spec.neighbours), spec.eps2, on_event, least)
     model = gate.judge(0, "lloyd", model, lloyd(shards, model, projection, spec))
     for round in range(1, spec.whitenings + 1):
         features = whiten(shards, model, spec)

@@ -10,6 +10,7 @@ makes a result the same bits on one worker and on a hundred.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -86,8 +87,14 @@ class MemoryShards(Shards):
         if self._workers == 1 or len(self._blocks) == 1:
             yield from map(function, self._blocks)
             return
+        ahead = 2 * self._workers  # answers may be large: only so many wait to be taken
         with ThreadPoolExecutor(self._workers) as pool:
-            yield from pool.map(function, self._blocks)
+            running = deque(pool.submit(function, x) for x in self._blocks[:ahead])
+            for block in range(len(self._blocks)):
+                answer = running.popleft().result()
+                if block + ahead < len(self._blocks):
+                    running.append(pool.submit(function, self._blocks[block + ahead]))
+                yield answer
 
     def prefix(self, block: int, rows: int) -> Tensor:
         return self._blocks[block][:rows]

@@ -60,7 +60,7 @@ def decode(
 def thumbnail(content: bytes, max_side: int, max_pixels: int) -> bytes:
     """A JPEG with sides of at most ``max_side``; decoded at reduced size where JPEG allows it."""
     image = _open(content, max_pixels)
-    image.draft(None, (2 * max_side, 2 * max_side))  # type: ignore[arg-type]
+    image.draft(None, (2 * max_side, 2 * max_side))
     image = upright_rgb(image)
     image.thumbnail((max_side, max_side))
     buffer = io.BytesIO()

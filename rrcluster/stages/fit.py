@@ -98,13 +98,19 @@ class Fit:
 
 def leaves_wanted(k: str | int | list[int], rows: int, spec: SeedingSpec) -> int:
     """Leaves to seed. Raises UserError when more clusters are asked for than there are rows."""
-    if k == "auto":
-        wanted = min(max(rows // spec.auto_leaf_rows, 8), spec.auto_max_leaves)
-        return min(wanted, rows)
-    finest = k[-1] if isinstance(k, list) else int(k)
-    if finest > rows:
+    wanted = finest(k)
+    if wanted is None:
+        return min(max(rows // spec.auto_leaf_rows, 8), spec.auto_max_leaves, rows)
+    if wanted > rows:
         raise UserError("k", k, f"the corpus has {rows} distinct samples to fit on; ask for fewer")
-    return min(math.ceil(finest * spec.oversegment), rows)
+    return min(math.ceil(wanted * spec.oversegment), rows)
+
+
+def finest(k: Any) -> int | None:
+    """The number of clusters asked for at the finest level; None for ``auto``."""
+    if k == "auto":
+        return None
+    return int(k[-1] if isinstance(k, list) else k)
 
 
 def seed(run: Run, shards: Shards, progress: Progress) -> Seeds:
@@ -126,8 +132,8 @@ def seed(run: Run, shards: Shards, progress: Progress) -> Seeds:
         cells,
         lambda found: write_arrays(store, CELLS, {"cells": found.numpy()}),
     )
-    finest = run.config.k[-1] if isinstance(run.config.k, list) else run.config.k
-    if finest != "auto" and len(seeds.leaves) < finest:
+    wanted = finest(run.config.k)
+    if wanted is not None and len(seeds.leaves) < wanted:
         raise UserError(
             "k", run.config.k, f"the corpus has only {len(seeds.leaves)} distinct vectors"
         )
@@ -205,9 +211,11 @@ class RefineCell:
                 note = f"{event.step} {verdict}: consistency {event.before:.3f} → {event.after:.3f}"
                 progress("refine", event.round, spec.rounds, note)
 
-        model, events = refine(
-            shards, self.seeds.of_cell(cell), spec, self.run.config.seed, (cell,), report
-        )
+        seeds = self.seeds.of_cell(cell)
+        k = finest(self.run.config.k)
+        # Cells keep at least their share of the clusters asked for, so that merging can reach k.
+        least = 1 if k is None else -(-k * len(seeds) // len(self.seeds.leaves))
+        model, events = refine(shards, seeds, spec, self.run.config.seed, (cell,), report, least)
         store.write_json(
             _history_name(cell), [{"cell": cell} | dataclasses.asdict(e) for e in events]
         )
@@ -222,7 +230,7 @@ def count(
     spec, asked = run.config.count, run.config.k
     space = MergeSpace.of(shards, seeds.cells, tuple(models), spec, run.config.seed)
     leaves = moments(shards, space)
-    tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours)
+    tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours, spec.shrinkage)
     found = estimate(tree)
     low, high = bootstrap_range(shards, space, spec)
     chosen = levels_for(asked, found)

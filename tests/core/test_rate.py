@@ -60,7 +60,7 @@ def test_rate_of_no_rows_is_zero() -> None:
 
 def test_coding_length_adds_the_subspace_and_the_labels() -> None:
     mass, moments = sum_by_label(torch.eye(2), torch.tensor([0, 1]), 2)
-    found = coding_lengths(mass, moments, 2, 0.5)
+    found = coding_lengths(mass, moments, 2.0, 0.5)
     expected = (1 + 2) * 0.5 * math.log(5) + 1 * math.log(2)
     assert found.tolist() == pytest.approx([expected, expected])
 
@@ -68,7 +68,7 @@ def test_coding_length_adds_the_subspace_and_the_labels() -> None:
 def test_empty_cluster_has_no_rate_and_no_length() -> None:
     mass, moments = torch.zeros(1).double(), torch.zeros(1, 3, 3).double()
     assert moment_rates(mass, moments, EPS2).tolist() == [0.0]
-    assert coding_lengths(mass, moments, 5, EPS2).tolist() == [0.0]
+    assert coding_lengths(mass, moments, 5.0, EPS2).tolist() == [0.0]
 
 
 @given(seeds, st.integers(1, 40), st.integers(1, 12))

@@ -81,6 +81,15 @@ def test_refused_step_gives_back_the_very_model_it_started_from(monkeypatch) -> 
     assert gate.judge(2, "head", other, seed) is seed
 
 
+def test_no_step_leaves_fewer_clusters_than_asked() -> None:
+    x, _ = planes(1500, 3, 16)
+    spec = dataclasses.replace(SPEC, eps2=0.5)  # a coarse code, in which many clusters empty
+    free, _ = refine(MemoryShards([x]), x[:30].float(), spec, seed=0)
+    held, events = refine(MemoryShards([x]), x[:30].float(), spec, seed=0, least=29)
+    assert free.num_leaves < 29 <= held.num_leaves
+    assert not all(e.accepted for e in events)
+
+
 def test_consistency_never_drops_over_accepted_steps() -> None:
     x, _ = planes(1500, 6, 16)
     _, events = refine(MemoryShards([x]), x[:9].float(), SPEC, seed=0)

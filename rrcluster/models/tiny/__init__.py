@@ -24,8 +24,12 @@ def load_tiny(device: str = "cpu", folder: Path = FOLDER) -> tuple[CLIP, SimpleT
     ``model.visual.preprocess_cfg`` says how pixels are prepared.
     """
     import open_clip
+    import torch
 
-    model = open_clip.create_model(f"local-dir:{folder}", device=device, require_pretrained=True)
+    with torch.random.fork_rng(devices=[]):  # the random weights that the file then replaces
+        model = open_clip.create_model(
+            f"local-dir:{folder}", device=device, require_pretrained=True
+        )
     return model.eval(), load_tokenizer(folder)
 
 

@@ -1,0 +1,30 @@
+"""Cells: the coarse cut of a large fit. A row belongs to its nearest cell and is answered there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rrcluster.core.kmeans import nearest
+
+
+def routed(
+    cells: Float[Tensor, "c d"],
+    x: Float[Tensor, "n d"],
+    within: Callable[[int, Tensor], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """``within(cell, rows)`` on the rows of each nearest cell; its columns in the order of x."""
+    if len(cells) == 1 or len(x) == 0:
+        return within(0, x)
+    cell, _ = nearest(x, cells)
+    order = cell.argsort(stable=True)
+    parts: list[tuple[Tensor, ...]] = []
+    for c, count in enumerate(torch.bincount(cell, minlength=len(cells)).tolist()):
+        if count:
+            start = sum(len(p[0]) for p in parts)
+            parts.append(within(c, x[order[start : start + count]]))
+    back = order.argsort(stable=True)
+    return tuple(torch.cat(column)[back] for column in zip(*parts, strict=True))
