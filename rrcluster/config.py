@@ -19,6 +19,7 @@ from typing import Any, Literal
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -211,9 +212,31 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("pipelines.conf", version_base="1.3"):
-            return compose("config", list(overrides))
+            return compose("config", [_quoted(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise _override_error(overrides, error) from None
+
+
+# Paths and names: taken as they are typed, so that globs and braces need no quotes of Hydra's.
+_PLAIN = (
+    "corpus.uri", "run_dir", "encoder.model", "encoder.checkpoint", "encoder.projection",
+    "encoder.text", "caption.vocabulary", "evaluate.labels",
+)  # fmt: skip
+
+
+def _quoted(override: str) -> str:
+    name, equals, value = override.partition("=")
+    if name not in _PLAIN or not value or value == "null" or value[0] in "'\"[":
+        return override
+    return name + equals + "'" + value.replace("'", "\\'") + "'"
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(_quoted(override))
+    except HydraException:
+        return False
+    return True
 
 
 def _override_error(overrides: Sequence[str], error: Exception) -> UserError:
@@ -230,6 +253,8 @@ def _override_error(overrides: Sequence[str], error: Exception) -> UserError:
             near = difflib.get_close_matches(bare, known, 3)
             hint = f"did you mean {', '.join(near)}?" if near else "see --help for all settings"
             return UserError(bare, value, f"no such setting; {hint}")
+        if not _parses(override):
+            return UserError(bare, value, f"cannot be read; quote it: {bare}='\"...\"'")
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     for override in overrides:
         name, _, value = override.partition("=")

@@ -25,6 +25,7 @@ def test_defaults_compose_and_groups_choose_whole_parts() -> None:
         ("refine.eps2=wide", "refine.eps2", "float"),
         ("compute.workers=two", "compute.workers", "int or null"),
         ("seed", "seed", "name=value"),
+        ("corpus.key_column=a[b", "corpus.key_column", "quote it"),
     ],
 )
 def test_a_mistake_names_the_setting_and_what_would_work(
@@ -72,3 +73,12 @@ def test_a_local_path_travels_whole(tmp_path, monkeypatch) -> None:
     config = load(["corpus.uri=photos", "run_dir=runs/a"])
     assert config.corpus.uri == str(tmp_path / "photos")
     assert config.run_dir == str(tmp_path / "runs/a")
+
+
+@pytest.mark.parametrize("uri", ["s3://b/{00000..00999}.tar", "/c/0[01].tar", "/it's/*.tar"])
+def test_globs_and_braces_are_taken_as_typed(uri: str) -> None:
+    assert load([f"corpus.uri={uri}"]).corpus.uri == uri
+
+
+def test_a_list_of_uris_is_a_list() -> None:
+    assert load(["corpus.uri=[/a,/b]"]).corpus.uri == ["/a", "/b"]

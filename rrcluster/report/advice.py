@@ -105,13 +105,10 @@ def next_steps(progress: Progress, summary: Summary | None = None) -> list[str]:
     if summary is not None:
         steps += _findings(summary)
     if progress.finished:
-        size = max(progress.embedded // 10, 1)
-        steps += [
-            "Draw a balanced sample, for instance a tenth of the corpus: "
-            f"`rrcluster sample run_dir={run_dir} sample.name=v1 sample.size={size}`.",
-            f"When new shards have come: `rrcluster recluster run_dir={run_dir}`; "
-            "cluster ids stay the same.",
-        ]
+        steps.append(
+            f"Every image with its path in the tree is in `{run_dir}/assignments`, the clusters "
+            f"in `{run_dir}/clusters`: Parquet, for pyarrow, DuckDB or Spark."
+        )
     return steps
 
 

@@ -19,7 +19,7 @@ from rrcluster.io import tables
 from rrcluster.io.images import PixelSpec, read_shard
 from rrcluster.io.store import Store
 from rrcluster.io.vectors import read_vectors
-from rrcluster.models.encoder import Encoder, pixel_facts
+from rrcluster.models.encoder import Encoder, EncoderSpec, load_encoder, pixel_facts
 from rrcluster.records import Bad, Shard, UserError
 from rrcluster.stages.run import Record, Run
 
@@ -36,6 +36,8 @@ def embed(run: Run, compute: Compute, record: Record, progress: Progress) -> Non
         done = {s.index: stored_counts(run.store, s) for s in run.shards if _mark(s) in marks}
         todo = [s for s in run.shards if s.index not in done]
         resumed = sum(c.read for c in done.values())
+        if todo and run.config.encoder.kind != "vectors":
+            _refuse_other_weights(run, compute, record)
         totals = [sum(c.read for c in done.values()), sum(c.bad for c in done.values())]
         progress("embed", len(done), len(run.shards), _note(*totals))
         for result in compute.embed(plan, todo):
@@ -66,6 +68,25 @@ def embed(run: Run, compute: Compute, record: Record, progress: Progress) -> Non
             run.config.corpus.uri,
             f"none of {read} rows could be used; see bad/ in the run folder for the reasons",
         )
+
+
+def _refuse_other_weights(run: Run, compute: Compute, record: Record) -> None:
+    """Record the hash of the encoder's weights; raise UserError when the run has another."""
+    ((_, found),) = compute.map(weights_hash, [run.config.encoder])
+    stored = record.content.get("model_hash", found)
+    if stored != found:
+        raise UserError(
+            "encoder",
+            run.config.encoder.model or run.config.encoder.kind,
+            f"the run was begun with other weights (hash {stored[:12]}, now {found[:12]}); "
+            "use those, or choose another run_dir",
+        )
+    record.note("model_hash", found)
+
+
+def weights_hash(spec: EncoderSpec) -> str:
+    """The hash of the weights that ``spec`` loads."""
+    return load_encoder(spec, "cpu").weights_hash
 
 
 def _note(read: int, bad: int) -> str:

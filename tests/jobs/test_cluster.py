@@ -251,3 +251,15 @@ def test_evaluate_scores_against_labels(finished, drawn, tmp_path) -> None:
     )
     assert result.status == 0, result.err
     json.loads(result.out)
+
+
+def test_other_weights_under_the_same_name_are_refused(drawn, finished, tmp_path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    (run_dir / "samples/000003.parquet").unlink()
+    content = record(run_dir)
+    content["model_hash"] = "0" * 64
+    (run_dir / "run.json").write_text(json.dumps(content))
+    result = job("cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=[3,8]", *in_process())
+    assert result.status == 2, result.err
+    assert "other weights" in result.err
