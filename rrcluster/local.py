@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
 from rrcluster.core.shards import MemoryShards, Shards
-from rrcluster.models.encoder import load_encoder
+from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.embed import Assembler, Batch, TakeVectors, encode_batch, read_batches
 

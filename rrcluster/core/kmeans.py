@@ -15,9 +15,8 @@ from torch import Tensor
 
 from rrcluster.core import keys
 from rrcluster.core.shards import Shards
+from rrcluster.core.tiles import TILE, by_tiles
 from rrcluster.records import setting
-
-TILE = 4096  # rows per product: bounds the (rows, k) scores held at once
 
 
 @dataclass
@@ -54,19 +53,15 @@ def nearest(
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Index of the nearest centroid and the squared Euclidean distance to it, ties to the first.
 
-    Works in tiles of constant shape, so that a row's answer does not depend on the other rows.
+    A row's answer does not depend on the other rows.
     """
     half = 0.5 * centroids.square().sum(1)
-    labels = torch.empty(len(x), dtype=torch.int64)
-    squared = torch.empty(len(x))
-    for start in range(0, len(x), TILE):
-        rows = x[start : start + TILE].float()
-        count = len(rows)
-        if count < TILE:
-            rows = torch.nn.functional.pad(rows, (0, 0, 0, TILE - count))
+
+    def choose(rows: Tensor) -> tuple[Tensor, ...]:
         score, label = (rows @ centroids.T - half).max(1)
-        labels[start : start + count] = label[:count]
-        squared[start : start + count] = (rows.square().sum(1) - 2 * score)[:count].clamp_min(0)
+        return label, (rows.square().sum(1) - 2 * score).clamp_min(0)
+
+    labels, squared = by_tiles(x, choose)
     return labels, squared
 
 
@@ -97,9 +92,8 @@ class LeafSums:
         labels, squared = nearest_in_cell(x, self.seeds)
         k, d = self.seeds.leaves.shape
         total = torch.zeros(k, d)
-        for start in range(0, len(x), TILE):
-            part = slice(start, start + TILE)
-            total.index_add_(0, labels[part], x[part].float())
+        for rows, label in zip(x.split(TILE), labels.split(TILE), strict=True):
+            total.index_add_(0, label, rows.float())
         return {
             "count": torch.bincount(labels, minlength=k),
             "sum": total.double(),  # sums over blocks in float64: k·d numbers, not rows

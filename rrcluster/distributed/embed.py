@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.config import ComputeSpec
-from rrcluster.models.encoder import load_encoder
+from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.embed import Assembler, Batch, encode_batch, read_batches
 

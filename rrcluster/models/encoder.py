@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rrcluster.records import UserError, setting
 
 if TYPE_CHECKING:
-    from rrcluster.models.text import TextTower
+    pass
 
 KINDS = ("tiny", "open_clip", "timm", "vectors")
 RESIZES = ("auto", "center_crop", "squash")
@@ -219,7 +219,7 @@ def look_from(
     return Look(PixelFacts(side, chosen, filter_name), spec.mean or mean, spec.std or std)
 
 
-def _check(spec: EncoderSpec) -> None:
+def check(spec: EncoderSpec) -> None:
     if spec.kind not in KINDS:
         raise UserError("encoder.kind", spec.kind, f"use one of {', '.join(KINDS)}")
     if spec.batch_size < 1:
@@ -232,43 +232,3 @@ def _check(spec: EncoderSpec) -> None:
         raise UserError("encoder.kind", spec.kind, remedy)
     if spec.kind in ("open_clip", "timm") and not spec.model:
         raise UserError("encoder.model", spec.model, f"name a {spec.kind} model")
-
-
-def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
-    """The encoder with its weights on ``device`` ("cpu", "cuda", "cuda:1")."""
-    _check(spec)
-    dtype_for(spec.precision, device)  # a wrong precision is said before weights are read
-    if spec.kind == "timm":
-        from rrcluster.models import timm
-
-        loaded = timm.load_images(spec, device)
-    else:
-        from rrcluster.models import clip
-
-        loaded = clip.load_images(spec, device)
-    return TorchEncoder(loaded, spec.batch_size, spec.precision, device)
-
-
-def pixel_facts(spec: EncoderSpec) -> PixelFacts:
-    """(size, resize, interpolation) of the model, without loading its weights."""
-    _check(spec)
-    if spec.kind == "timm":
-        from rrcluster.models import timm
-
-        return timm.look(spec).pixels
-    from rrcluster.models import clip
-
-    return clip.look(spec).pixels
-
-
-def load_text_tower(spec: EncoderSpec, device: str) -> TextTower | None:
-    """Where captions get text vectors from; None when the encoder has no text side."""
-    from rrcluster.models import clip
-    from rrcluster.models.text import FixedTexts
-
-    if spec.text is None:
-        return clip.load_texts(spec, device) if spec.kind in ("tiny", "open_clip") else None
-    if spec.text.endswith(".npz"):
-        x, names = read_arrays("encoder.text", spec.text, ("x", "name"))
-        return FixedTexts([str(name) for name in names], cast(Any, x))
-    return clip.load_named_tower(spec, device)

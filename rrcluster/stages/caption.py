@@ -18,52 +18,19 @@ from rrcluster.core.ngrams import cluster_ngrams
 from rrcluster.io.drawings import vocabulary as drawn_vocabulary
 from rrcluster.io.store import Store
 from rrcluster.io.tensors import read_arrays, write_arrays
-from rrcluster.models.encoder import EncoderSpec, load_text_tower
+from rrcluster.models.encoder import EncoderSpec
+from rrcluster.models.load import load_text_tower
 from rrcluster.models.vocabulary import load_vocabulary
-from rrcluster.stages.fit import read_forest
+from rrcluster.stages.count import read_forest
 from rrcluster.stages.gather import EXEMPLARS, OUTLIER, Facts, Picks, gather, look_up
+from rrcluster.stages.names import NAMES, Named, Names, read_names
 from rrcluster.stages.run import Record, Run
 from rrcluster.stages.select import LoadBlock
 
-NAMES = "model/caption/names.json"
 EXAMPLES = "model/caption/examples.json"
 TEXTS = "model/caption/texts.safetensors"
 CAPTIONS_READ = 64  # of a cluster, for its n-grams
 NGRAMS_KEPT = 12  # candidates from a cluster's own captions
-
-
-@dataclass(frozen=True)
-class Named:
-    """What is written about one cluster: (caption, score) best first, exemplar ids, radius."""
-
-    captions: list[tuple[str, float]]
-    exemplars: list[str]
-    radius: float
-
-
-@dataclass(frozen=True)
-class Names:
-    """Per level, coarse to fine, what is written about each cluster; ``parents`` of the finest."""
-
-    levels: list[list[Named]]
-    paths: list[list[int]]  # of each finest cluster
-
-    def label_of_finest(self) -> list[str]:
-        """One caption per finest cluster: its own, else a named ancestor's, else empty."""
-        found = []
-        for path in self.paths:
-            named = [self.levels[level][index].captions for level, index in enumerate(path)]
-            found.append(next((c[0][0] for c in reversed(named) if c), ""))
-        return found
-
-
-def read_names(store: Store) -> Names:
-    content = store.read_json(NAMES)
-    levels = [
-        [Named([(t, s) for t, s in n["captions"]], n["exemplars"], n["radius"]) for n in level]
-        for level in content["levels"]
-    ]
-    return Names(levels, content["paths"])
 
 
 def caption(run: Run, compute: Compute, record: Record, progress: Progress) -> None:

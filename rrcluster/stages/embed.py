@@ -19,7 +19,8 @@ from rrcluster.io import tables
 from rrcluster.io.images import PixelSpec, read_shard
 from rrcluster.io.store import Store
 from rrcluster.io.vectors import read_vectors
-from rrcluster.models.encoder import Encoder, EncoderSpec, load_encoder, pixel_facts
+from rrcluster.models.encoder import Encoder, EncoderSpec
+from rrcluster.models.load import load_encoder, pixel_facts
 from rrcluster.records import Bad, Shard, UserError
 from rrcluster.stages.run import Record, Run
 

@@ -12,7 +12,7 @@ from rrcluster.config import Config
 from rrcluster.io.images import probe_shard
 from rrcluster.io.manifest import list_shards
 from rrcluster.io.vectors import read_vectors, vector_width
-from rrcluster.models.encoder import load_encoder
+from rrcluster.models.load import load_encoder
 
 PROBED_SHARDS = 4  # spread over the corpus
 PROBED_IMAGES = 200  # of each

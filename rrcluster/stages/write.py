@@ -15,8 +15,8 @@ from rrcluster.core.forest import Forest, label
 from rrcluster.io import tables
 from rrcluster.io.store import Store
 from rrcluster.records import Shard
-from rrcluster.stages.caption import Names, read_names
-from rrcluster.stages.fit import read_forest, read_rates
+from rrcluster.stages.count import read_forest, read_rates
+from rrcluster.stages.names import Names, read_names
 from rrcluster.stages.run import Record, Run
 from rrcluster.stages.select import split_evenly
 
@@ -125,7 +125,7 @@ def write_clusters(
                     "level": level,
                     "parent_id": parent,
                     "size": int(sizes[paths[inside][:, -1]].sum()),
-                    "coding_rate": float(rates[level][index]),
+                    "coding_rate": rates[level][index],
                     "radius": named.radius,
                     "captions": [{"text": t, "score": s} for t, s in named.captions],
                     "exemplars": [bytes.fromhex(e) for e in named.exemplars],

@@ -15,13 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rrcluster.models.encoder import (
-    EncoderSpec,
-    PixelFacts,
-    load_encoder,
-    load_text_tower,
-    pixel_facts,
-)
+from rrcluster.models.encoder import EncoderSpec, PixelFacts
+from rrcluster.models.load import load_encoder, load_text_tower, pixel_facts
 from rrcluster.records import UserError
 
 Pixels = npt.NDArray[np.uint8]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rrcluster.models.encoder import EncoderSpec, load_text_tower
+from rrcluster.models.encoder import EncoderSpec
+from rrcluster.models.load import load_text_tower
 from rrcluster.models.text import FixedTexts, PromptedTexts
 from rrcluster.records import UserError
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rrcluster.models.encoder import EncoderSpec, load_encoder, load_text_tower, pixel_facts
+from rrcluster.models.encoder import EncoderSpec
+from rrcluster.models.load import load_encoder, load_text_tower, pixel_facts
 from rrcluster.records import UserError
 
 

@@ -1,0 +1,46 @@
+"""From settings to a model: the one place that knows which module serves which kind."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from rrcluster.models import clip, timm
+from rrcluster.models.encoder import (
+    Encoder,
+    EncoderSpec,
+    PixelFacts,
+    TorchEncoder,
+    check,
+    dtype_for,
+    read_arrays,
+)
+from rrcluster.models.text import FixedTexts, TextTower
+
+
+def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
+    """The encoder with its weights on ``device`` ("cpu", "cuda", "cuda:1")."""
+    check(spec)
+    dtype_for(spec.precision, device)  # a wrong precision is said before weights are read
+    if spec.kind == "timm":
+        loaded = timm.load_images(spec, device)
+    else:
+        loaded = clip.load_images(spec, device)
+    return TorchEncoder(loaded, spec.batch_size, spec.precision, device)
+
+
+def pixel_facts(spec: EncoderSpec) -> PixelFacts:
+    """(size, resize, interpolation) of the model, without loading its weights."""
+    check(spec)
+    if spec.kind == "timm":
+        return timm.look(spec).pixels
+    return clip.look(spec).pixels
+
+
+def load_text_tower(spec: EncoderSpec, device: str) -> TextTower | None:
+    """Where captions get text vectors from; None when the encoder has no text side."""
+    if spec.text is None:
+        return clip.load_texts(spec, device) if spec.kind in ("tiny", "open_clip") else None
+    if spec.text.endswith(".npz"):
+        x, names = read_arrays("encoder.text", spec.text, ("x", "name"))
+        return FixedTexts([str(name) for name in names], cast(Any, x))
+    return clip.load_named_tower(spec, device)

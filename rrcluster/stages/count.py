@@ -1,0 +1,90 @@
+"""count: merge the leaves by coding length, choose the levels, publish the forest."""
+
+from __future__ import annotations
+
+import torch
+
+from rrcluster.compute import Progress
+from rrcluster.core.assign import calibrate
+from rrcluster.core.count import (
+    MergeSpace,
+    bootstrap_range,
+    cut,
+    enough_data,
+    estimate,
+    group_rates,
+    merge_tree,
+    moments,
+)
+from rrcluster.core.forest import Forest, levels_for, nested_paths
+from rrcluster.core.kmeans import Seeds, nearest
+from rrcluster.core.model import CellModel
+from rrcluster.core.shards import MemoryShards, Shards
+from rrcluster.io.store import Store
+from rrcluster.records import UserError
+from rrcluster.stages.refine import read_cell
+from rrcluster.stages.run import Run
+from rrcluster.stages.tensors import read_tensors, write_tensors
+
+CURVE = "model/count/curve.json"
+FOREST = "model/count/forest.safetensors"
+CALIBRATION_ROWS = 50_000  # that the largest cell's share is taken from
+
+
+def count(
+    run: Run, shards: Shards, seeds: Seeds, models: list[CellModel], progress: Progress
+) -> None:
+    """Merge the leaves by coding length, choose the levels, and publish the forest."""
+    progress("count", 0, None, "merging leaves by coding length")
+    spec, asked = run.config.count, run.config.k
+    space = MergeSpace.of(shards, seeds.cells, tuple(models), spec, run.config.seed)
+    leaves = moments(shards, space)
+    tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours, spec.shrinkage)
+    found = estimate(tree)
+    low, high = bootstrap_range(shards, space, spec)
+    chosen = levels_for(asked, found)
+    if chosen[-1] > tree.num_leaves:
+        raise UserError("k", asked, f"refinement left {tree.num_leaves} clusters; ask for fewer")
+    paths = nested_paths([cut(tree, k) for k in chosen])
+    forest = Forest(seeds.cells, tuple(models), paths, 1.0)
+    tensors = {"cells": seeds.cells, "paths": paths}
+    tensors["temperature"] = torch.tensor([temperature_of(forest, shards)])
+    for level in range(paths.shape[1]):
+        tensors[f"rates.{level}"] = group_rates(leaves, paths[:, level], spec.eps2)
+    run.store.write_json(
+        CURVE,
+        {
+            "clusters": list(range(1, tree.num_leaves + 1)),
+            "nats_per_sample": [round(float(v) / shards.num_rows, 6) for v in tree.lengths],
+            "estimate": found,
+            "low": min(low, found),
+            "high": max(high, found),
+            "enough_data": enough_data(leaves, found),
+            "chosen": chosen,
+            "asked": asked,
+        },
+    )
+    write_tensors(run.store, FOREST, tensors)
+    progress("count", 1, 1, f"{found} clusters (range {low} to {high}), levels {chosen}")
+
+
+def temperature_of(forest: Forest, shards: Shards) -> float:
+    """Calibrated on the largest cell: costs of all cells are nats at the same scale."""
+    sample = shards.head(CALIBRATION_ROWS)
+    cell, _ = nearest(sample, forest.cells)
+    largest = int(torch.bincount(cell, minlength=len(forest.cells)).argmax())
+    leaves = slice(forest.first_leaf[largest], forest.first_leaf[largest + 1])
+    rows = MemoryShards([sample[cell == largest]])
+    return calibrate(forest.models[largest], rows, forest.paths[leaves, -1])
+
+
+def read_forest(store: Store) -> Forest:
+    found = read_tensors(store, FOREST)
+    models = tuple(read_cell(store, c) for c in range(len(found["cells"])))
+    return Forest(found["cells"], models, found["paths"], float(found["temperature"][0]))
+
+
+def read_rates(store: Store) -> list[list[float]]:
+    """Coding rate (nats per sample) of each cluster, per level."""
+    found = read_tensors(store, FOREST)
+    return [found[f"rates.{level}"].tolist() for level in range(found["paths"].shape[1])]
