@@ -49,6 +49,17 @@ class ShardCounts:
     bad: int
 
 
+def in_order(answers: Iterator[tuple[int, R]]) -> Iterator[R]:
+    """The answers of ``Compute.map`` in the order of the items; early ones wait."""
+    waiting: dict[int, R] = {}
+    wanted = 0
+    for number, answer in answers:
+        waiting[number] = answer
+        while wanted in waiting:
+            yield waiting.pop(wanted)
+            wanted += 1
+
+
 class Compute(ABC):
     """Where work runs. Closing it gives back what it holds.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rrcluster.compute import Compute, Progress
+from rrcluster.compute import Compute, Progress, in_order
 from rrcluster.core.caption import origins, pick, vote
 from rrcluster.core.forest import Forest, label
 from rrcluster.core.ngrams import cluster_ngrams
@@ -181,14 +182,17 @@ def vote_names(
         levels.append(Ballot(origins(means, parent), allowed | general))
     per_block = max(4, -(-spec.samples_per_cluster // load.blocks))
     work = VoteBlock(load, forest, vectors, tuple(levels), per_block)
-    answers = dict(compute.map(work, list(range(load.blocks))))
-    names = []
-    for level in range(len(levels)):
-        votes = torch.stack([answers[b][level][0] for b in range(load.blocks)]).sum(0)
-        voters = torch.stack([answers[b][level][1] for b in range(load.blocks)]).sum(0)
-        score = votes / voters.clamp_min(1)[:, None]
-        names.append(pick(score, texts, spec.top, spec.min_score))
-    return names
+    answers = in_order(compute.map(work, list(range(load.blocks))))
+    summed = reduce(_add_votes, answers)
+    scores = [votes / voters.clamp_min(1)[:, None] for votes, voters in summed]
+    return [pick(score, texts, spec.top, spec.min_score) for score in scores]
+
+
+Votes = list[tuple[Tensor, Tensor]]  # per level: summed votes (k, m) and voters (k,)
+
+
+def _add_votes(a: Votes, b: Votes) -> Votes:
+    return [(v + w, n + m) for (v, n), (w, m) in zip(a, b, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ class VoteBlock:
     levels: tuple[Ballot, ...]
     per_cluster: int
 
-    def __call__(self, block: int) -> list[tuple[Tensor, Tensor]]:
+    def __call__(self, block: int) -> Votes:
         x = self.load(block)
         found = label(self.forest, x)
         finest = found.path[:, -1]
@@ -218,7 +222,7 @@ class VoteBlock:
         rank = torch.arange(len(order)) - torch.searchsorted(owner, owner)
         rows = order[(rank < self.per_cluster) & (found.outlier[order] <= OUTLIER)]
         rows = rows.sort().values
-        answers = []
+        answers: Votes = []
         for level, ballot in enumerate(self.levels):
             cluster = found.path[rows, level]
             voters = torch.bincount(cluster, minlength=len(ballot.origin))

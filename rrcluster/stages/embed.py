@@ -22,7 +22,7 @@ from rrcluster.io.vectors import read_vectors
 from rrcluster.models.encoder import Encoder, EncoderSpec
 from rrcluster.models.load import load_encoder, pixel_facts
 from rrcluster.records import Bad, Shard, UserError
-from rrcluster.stages.run import Record, Run
+from rrcluster.stages.run import Record, Run, split_evenly
 
 Batch = dict[str, npt.NDArray[Any]]
 END = "end"  # status of the row after a shard's last one; its ``row`` is the number of rows
@@ -34,7 +34,13 @@ def embed(run: Run, compute: Compute, record: Record, progress: Progress) -> Non
     plan = EmbedPlan(run.store, run.config.corpus, run.config.encoder)
     with record.stage("embed") as counts:
         marks = run.store.names("samples", ".parquet")
-        done = {s.index: stored_counts(run.store, s) for s in run.shards if _mark(s) in marks}
+        marked = tuple(s for s in run.shards if f"{s.name}.parquet" in marks)
+        groups = split_evenly(marked, 4 * compute.workers)
+        done = {
+            counts.shard: counts
+            for _, found in compute.map(StoredCounts(run.store), groups)
+            for counts in found
+        }
         todo = [s for s in run.shards if s.index not in done]
         resumed = sum(c.read for c in done.values())
         if todo and run.config.encoder.kind != "vectors":
@@ -94,15 +100,19 @@ def _note(read: int, bad: int) -> str:
     return f"{read:,} images read, {bad:,} bad"
 
 
-def _mark(shard: Shard) -> str:
-    return f"{shard.name}.parquet"
+@dataclass(frozen=True)
+class StoredCounts:
+    """Map: the counts of finished shards, from their files' footers."""
 
+    store: Store
 
-def stored_counts(store: Store, shard: Shard) -> ShardCounts:
-    """The counts of a finished shard, from its files' footers."""
-    embedded = tables.num_rows(store, f"samples/{shard.name}.parquet")
-    bad = tables.num_rows(store, f"bad/{shard.name}.parquet")
-    return ShardCounts(shard.index, embedded + bad, embedded, bad)
+    def __call__(self, shards: list[Shard]) -> list[ShardCounts]:
+        found = []
+        for shard in shards:
+            embedded = tables.num_rows(self.store, f"samples/{shard.name}.parquet")
+            bad = tables.num_rows(self.store, f"bad/{shard.name}.parquet")
+            found.append(ShardCounts(shard.index, embedded + bad, embedded, bad))
+        return found
 
 
 def read_batches(shard: Shard, plan: EmbedPlan) -> Iterator[Batch]:

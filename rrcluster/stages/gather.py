@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rrcluster.compute import Compute
+from rrcluster.compute import Compute, in_order
 from rrcluster.core.forest import Forest, Labels, label
 from rrcluster.io import tables
 from rrcluster.io.store import Store
@@ -109,18 +110,18 @@ class BlockFacts:
 
 
 def gather(compute: Compute, load: LoadBlock, forest: Forest, texts: int) -> Facts:
-    """The facts of all blocks, added in block order."""
-    blocks = dict(compute.map(BlockFacts(load, forest, texts), list(range(load.blocks))))
-    parts = [blocks[b] for b in range(load.blocks)]
+    """The facts of all blocks, added in block order as they come."""
+    answers = compute.map(BlockFacts(load, forest, texts), list(range(load.blocks)))
+    return reduce(partial(_add, texts), in_order(answers))
 
-    def total(name: str) -> Tensor:
-        return torch.stack([getattr(p, name) for p in parts]).sum(0)
 
+def _add(texts: int, a: Facts, b: Facts) -> Facts:
     return Facts(
-        total("count"), total("total"), total("typical_count"), total("typical"),
-        Picks.join((p.exemplars for p in parts), EXEMPLARS),
-        Picks.join((p.borderline for p in parts), BORDERLINE),
-        Picks.join((p.texts for p in parts), texts),
+        a.count + b.count, a.total + b.total,
+        a.typical_count + b.typical_count, a.typical + b.typical,
+        Picks.join((a.exemplars, b.exemplars), EXEMPLARS),
+        Picks.join((a.borderline, b.borderline), BORDERLINE),
+        Picks.join((a.texts, b.texts), texts),
     )  # fmt: skip
 
 

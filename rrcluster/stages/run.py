@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from rrcluster import __version__
@@ -96,6 +97,15 @@ def existing_run(config: Config) -> tuple[Run, Record]:
 def read_manifest(store: Store) -> tuple[Shard, ...]:
     rows = tables.read_table(store, MANIFEST).to_pylist()
     return tuple(Shard(r["shard"], r["uri"], r["format"], r["num_bytes"], r["etag"]) for r in rows)
+
+
+def split_evenly(shards: tuple[Shard, ...], parts: int) -> list[list[Shard]]:
+    """At most ``parts`` runs of neighbouring shards whose lengths differ by one at most."""
+    parts = min(parts, len(shards))
+    if not parts:
+        return []
+    cuts = [len(shards) * i // parts for i in range(parts + 1)]
+    return [list(shards[a:b]) for a, b in pairwise(cuts)]
 
 
 @dataclass

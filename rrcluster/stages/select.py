@@ -9,7 +9,6 @@ key, and a block is put together from the parts' slices: a shuffle through the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ from rrcluster.core.keys import KEY_SPAN, row_keys
 from rrcluster.io import tables
 from rrcluster.io.store import Store
 from rrcluster.records import Shard
-from rrcluster.stages.run import Record, Run
+from rrcluster.stages.run import Record, Run, split_evenly
 
-MAX_PARTS = 64
+MAX_PARTS = 256
 INDEX = "model/fit/index.json"
 
 
@@ -64,13 +63,6 @@ def select(run: Run, compute: Compute, record: Record, progress: Progress) -> No
             )
         index = run.store.read_json(INDEX)
         counts |= {"parts": index["parts"], "blocks": index["blocks"]}
-
-
-def split_evenly(shards: tuple[Shard, ...], parts: int) -> list[list[Shard]]:
-    """At most ``parts`` runs of neighbouring shards whose lengths differ by one at most."""
-    parts = min(parts, len(shards))
-    cuts = [len(shards) * i // parts for i in range(parts + 1)]
-    return [list(shards[a:b]) for a, b in pairwise(cuts)]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from rrcluster.io.store import Store
 from rrcluster.records import Shard
 from rrcluster.stages.count import read_forest, read_rates
 from rrcluster.stages.names import Names, read_names
-from rrcluster.stages.run import Record, Run
-from rrcluster.stages.select import split_evenly
+from rrcluster.stages.run import Record, Run, split_evenly
 
 INCREMENT = "assignments/increment=00000"
 GROUP_ROWS = 5_000_000  # rows of one part with write.partition_by=cluster: few, large files
@@ -43,22 +42,36 @@ def write(run: Run, compute: Compute, record: Record, progress: Progress) -> Non
             rows = record.content["reconciliation"]["embedded"]
             groups = split_evenly(run.shards, max(1, -(-rows // GROUP_ROWS)))
             items = [(f"{i:05d}", group) for i, group in enumerate(groups)]
+        parts = min(len(items), 4 * compute.workers)
         marks = run.store.names(_marks(by_cluster), ".json")
         todo = [item for item in items if f"{item[0]}.json" not in marks]
         progress("write", len(items) - len(todo), len(items))
         for done, _ in enumerate(compute.map(work, todo), len(items) - len(todo) + 1):
             progress("write", done, len(items))
-        sizes = np.zeros(forest.clusters_per_level[-1], np.int64)
-        for name, _ in items:
-            sizes += np.asarray(run.store.read_json(f"{_marks(by_cluster)}/{name}.json"))
+        written = [[name for name, _ in items[i::parts]] for i in range(parts)]
+        found = compute.map(SumMarks(run.store, _marks(by_cluster)), written)
+        sizes = np.sum([part for _, part in found], axis=0)
         write_clusters(run.store, forest, names, sizes)
         counts |= {"shards": len(run.shards), "rows": int(sizes.sum())}
-    written, embedded = int(sizes.sum()), record.content["reconciliation"]["embedded"]
-    assert written == embedded, f"{written} rows were assigned of {embedded} embedded"
+    rows, embedded = int(sizes.sum()), record.content["reconciliation"]["embedded"]
+    assert rows == embedded, f"{rows} rows were assigned of {embedded} embedded"
 
 
 def _marks(by_cluster: bool) -> str:
     return "model/write/cluster" if by_cluster else "model/write/shard"
+
+
+@dataclass(frozen=True)
+class SumMarks:
+    """Map: rows per finest cluster over some marks."""
+
+    store: Store
+    folder: str
+
+    def __call__(self, names: list[str]) -> npt.NDArray[np.int64]:
+        found = [self.store.read_json(f"{self.folder}/{name}.json") for name in names]
+        total: npt.NDArray[np.int64] = np.sum(np.asarray(found, np.int64), axis=0)
+        return total
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from rrcluster.io import tables
 from rrcluster.io.store import Store
 from rrcluster.records import Shard
 from rrcluster.stages.embed import publish_shard
-from rrcluster.stages.select import LoadBlock, WritePart, split_evenly
+from rrcluster.stages.run import split_evenly
+from rrcluster.stages.select import LoadBlock, WritePart
 
 
 def corpus(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
