@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.distributed.room import COORDINATOR_CPUS
 
 R = TypeVar("R")
 POLL_SECONDS = 0.5
@@ -43,8 +45,15 @@ def coordinate(
     compute: Callable[[], Compute], task: Callable[[Compute, Progress], R], progress: Progress
 ) -> R:
     """Place a coordinator, run the task there, pass its progress on."""
+    here = ray.get_runtime_context().get_node_id()
     actor = ray.remote(
-        num_cpus=1, max_concurrency=2, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
+        num_cpus=COORDINATOR_CPUS,
+        max_concurrency=2,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
+        # Beside the job's own process where there is room: on a cluster that is the head, which
+        # no spot market takes back.
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
     )(Coordinator).remote(compute)
     answer = actor.run.remote(task)
     told: Any = None

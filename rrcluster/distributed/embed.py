@@ -9,6 +9,7 @@ embedded again.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,17 +18,20 @@ import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.config import ComputeSpec
+from rrcluster.distributed.room import READ_MEMORY
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.embed import Assembler, Batch, encode_batch, read_batches
 
 BLOCK_BYTES = 32 << 20  # of decoded rows between tasks
-READ_MEMORY = 1 << 30  # of a reading task; torch alone takes half of it
+RETRIES = 4  # restarts of an encoder; Ray tries a task again three times by itself
 ROUNDS = 3  # passes over shards that lost their assembler
 COUNTS = ("shard", "read", "embedded", "bad")
+log = logging.getLogger("rrcluster")
 
 
 class ReadShard:
@@ -78,7 +82,12 @@ class Deliver:
         for number in np.unique(owner).tolist():
             part = {name: column[owner == number] for name, column in batch.items()}
             calls.append(self.assemblers[number].add.remote(part))
-        whole = [counts for found in ray.get(calls) for counts in found]
+        whole = []
+        for call in calls:
+            try:
+                whole += ray.get(call)
+            except ray.exceptions.RayActorError:
+                log.warning("an assembler was lost; its shards are embedded again")
         return {name: np.array([getattr(c, name) for c in whole], np.int64) for name in COUNTS}
 
 
@@ -95,6 +104,14 @@ def embed(
                 yield counts
 
 
+def _bounded() -> dict[str, int]:
+    """An encoder that dies again and again ends the job; Ray Data would restart it for ever.
+
+    Ray 2.60 has no other way to say so, and means to take this one away in 2.64.
+    """
+    return {"max_restarts": RETRIES, "max_task_retries": RETRIES}
+
+
 def _stream(
     plan: EmbedPlan, shards: Sequence[Shard], spec: ComputeSpec, workers: int
 ) -> Iterator[ShardCounts]:
@@ -102,33 +119,37 @@ def _stream(
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context.issue_detectors_config.detectors = []  # advice about Ray Data for its programmers
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.raise_original_map_exception = True
     gpu = spec.gpus_per_worker > 0
     encoders = min(workers, len(shards))
     actor = ray.remote(num_cpus=0, max_restarts=0)(Assemble)
     assemblers = [actor.remote(plan) for _ in range(max(1, encoders // 4))]
     references = [vars(s) for s in shards]
-    rows = (
-        ray.data.from_items(references, override_num_blocks=len(references))
-        .map_batches(
-            ReadShard(plan).__call__,
-            batch_size=1,
-            num_cpus=1,
-            concurrency=spec.readers,
-            memory=READ_MEMORY,  # another need than the encoder's: Ray does not fuse the two
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # see _bounded
+        rows = (
+            ray.data.from_items(references, override_num_blocks=len(references))
+            .map_batches(
+                ReadShard(plan).__call__,
+                batch_size=1,
+                num_cpus=1,
+                concurrency=spec.readers,
+                memory=READ_MEMORY,  # another need than the encoder's: Ray does not fuse the two
+            )
+            .map_batches(
+                Encode,
+                fn_constructor_args=(plan, gpu),
+                batch_size=plan.encoder.batch_size,
+                compute=ActorPoolStrategy(min_size=1, max_size=encoders),
+                num_cpus=spec.cpus_per_worker,
+                num_gpus=spec.gpus_per_worker or None,
+                memory=spec.memory_per_worker,
+                ray_remote_args_fn=_bounded,
+            )
+            .map_batches(Deliver(assemblers).__call__, batch_size=None, num_cpus=0.1)
         )
-        .map_batches(
-            Encode,
-            fn_constructor_args=(plan, gpu),
-            batch_size=plan.encoder.batch_size,
-            compute=ActorPoolStrategy(min_size=1, max_size=encoders),
-            num_cpus=spec.cpus_per_worker,
-            num_gpus=spec.gpus_per_worker or None,
-            memory=spec.memory_per_worker,
-        )
-        .map_batches(Deliver(assemblers).__call__, batch_size=None, num_cpus=0.1)
-    )
     try:
         for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
             for values in zip(*(batch[name].tolist() for name in COUNTS), strict=True):

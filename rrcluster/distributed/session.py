@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import math
 import os
+import signal
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -17,12 +23,14 @@ from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
 from rrcluster.config import ComputeSpec
 from rrcluster.core.shards import Shards
 from rrcluster.distributed import coordinator, embed, shards
+from rrcluster.distributed.room import COORDINATOR_CPUS, helper_cpus, workers_for
 from rrcluster.records import Shard, UserError
 from rrcluster.stages.embed import TakeVectors
 
 T = TypeVar("T")
 R = TypeVar("R")
 MAX_RETRIES = 4  # of a task whose worker was lost
+CONNECT_SECONDS = 10.0
 log = logging.getLogger("rrcluster")
 
 
@@ -37,36 +45,32 @@ class RayCompute(Compute):
         """Start Ray on this machine, or connect to ``spec.address``."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         if ray.is_initialized():
-            return RayCompute(spec, spec.workers or _slots(spec))
-        if spec.address is None:
-            cores = os.cpu_count() or 1
-            workers = spec.workers or cores
-            # Logical cores: readers, the coordinator and the encoders must fit at once, also on a
-            # laptop with fewer cores than that; the kernel shares the real ones among them.
-            ray.init(
-                num_cpus=max(cores, int(workers * spec.cpus_per_worker)) + 2,
-                object_store_memory=spec.object_store_memory,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-            return RayCompute(spec, workers, owner=True)
+            return RayCompute(spec, workers_for(spec))
+        with _own_stop():
+            if spec.address is None:
+                return _start_here(spec)
+            _connect(spec.address)
         try:
-            ray.init(address=spec.address, logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise UserError(
-                "compute.address",
-                spec.address,
-                "no Ray cluster answers there; submit with `ray job submit`, or use compute=local",
-            ) from error
-        return RayCompute(spec, spec.workers or _slots(spec), owner=True)
+            return RayCompute(spec, workers_for(spec), owner=True)
+        except BaseException:
+            ray.shutdown()
+            raise
 
     def close(self) -> None:
         if self._owner:
             ray.shutdown()
 
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+        if self._owner and self.spec.address is not None and exc[0] is KeyboardInterrupt:
+            atexit.register(_leave)
+
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
-        task = ray.remote(num_cpus=self.spec.cpus_per_worker, max_retries=MAX_RETRIES)(_one)
+        task = ray.remote(
+            num_cpus=self.spec.cpus_per_worker,
+            memory=self.spec.memory_per_worker,
+            max_retries=MAX_RETRIES,
+        )(_one)
         sent = ray.put(function)
         running: dict[ray.ObjectRef, int] = {}
         with user_errors():
@@ -96,12 +100,64 @@ class RayCompute(Compute):
             )
 
 
-def _slots(spec: ComputeSpec) -> int:
-    """Workers that the cluster has room for."""
-    found = ray.cluster_resources()
-    by_cpu = found.get("CPU", 1) // spec.cpus_per_worker
-    by_gpu = found.get("GPU", 0) // spec.gpus_per_worker if spec.gpus_per_worker else by_cpu
-    return max(1, int(min(by_cpu, by_gpu) if spec.gpus_per_worker else by_cpu - 1))
+def _start_here(spec: ComputeSpec) -> RayCompute:
+    cores = os.cpu_count() or 1
+    workers = spec.workers or cores
+    # Logical cores: a reader, the coordinator and the encoders must fit at once, also on a
+    # laptop with fewer cores than that; the kernel shares the real ones among them.
+    beside = math.ceil(COORDINATOR_CPUS + helper_cpus(spec))
+    ray.init(
+        address="local",  # also where RAY_ADDRESS names a cluster
+        num_cpus=max(cores, math.ceil(workers * spec.cpus_per_worker)) + beside,
+        object_store_memory=spec.object_store_memory,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    return RayCompute(spec, workers, owner=True)
+
+
+def _connect(address: str) -> None:
+    """Join a running cluster. Raises UserError when there is none, or it asks for a token."""
+    remedy = "no Ray cluster answers there; submit with `ray job submit`, or use compute=local"
+    target = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if "://" in target:
+        how = "is not where a job connects: run it with `ray job submit --address ...` and use auto"
+        raise UserError("compute.address", target, how)
+    host, _, port = target.rpartition(":")
+    if host and port.isdigit():  # Ray itself tries for minutes
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise UserError("compute.address", target, f"{remedy} ({error})") from error
+    try:
+        ray.init(address=address, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UserError("compute.address", target, remedy) from error
+    except ray.exceptions.AuthenticationError as error:
+        remedy = "the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        raise UserError("compute.address", target, remedy) from error
+
+
+def _leave() -> None:
+    """End a stopped job without taking torch and Ray apart: that alone lasts as long as the 3 s
+    after which Ray's job server kills it."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
+
+
+@contextmanager
+def _own_stop() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM: ``ray.init`` puts its own in place, which leaves
+    without a word and prints a stack."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _one(function: Callable[[T], R], item: T) -> R:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,6 +16,8 @@ from rrcluster.core.shards import Shards
 
 R = TypeVar("R")
 MAX_RESTARTS = 4  # of an actor whose node or process is lost; its blocks are loaded again
+PATIENCE_SECONDS = 60.0  # between words about holders that have no place yet
+log = logging.getLogger("rrcluster")
 
 
 class BlockHolder:
@@ -40,7 +44,13 @@ class RayShards(Shards):
     def __init__(self, holders: Sequence[Any], holder_of_block: Sequence[int]) -> None:
         self._holders, self._holder_of = list(holders), list(holder_of_block)
         shapes: dict[int, tuple[int, int]] = {}
-        for found in ray.get([h.rows.remote() for h in self._holders]):
+        asked = [h.rows.remote() for h in self._holders]
+        while waiting := ray.wait(asked, num_returns=len(asked), timeout=PATIENCE_SECONDS)[1]:
+            log.warning(
+                "%d of %d fit workers wait for room on the cluster; if nothing else runs there, "
+                "lower compute.workers or compute.cpus_per_worker", len(waiting), len(asked)
+            )  # fmt: skip
+        for found in ray.get(asked):
             shapes |= found
         self._shapes = [shapes[b] for b in range(len(self._holder_of))]
 
@@ -54,13 +64,14 @@ class RayShards(Shards):
 
     def map(self, function: Callable[[Tensor], R]) -> Iterator[R]:
         sent = ray.put(function)  # once, however many blocks read it
-        answers = [
-            self._holders[holder].apply.remote(block, sent)
-            for block, holder in enumerate(self._holder_of)
-        ]
-        for i, answer in enumerate(answers):
-            answers[i] = None  # an answer is freed as soon as it is added
-            yield ray.get(answer)
+        running: deque[Any] = deque()
+        for block, holder in enumerate(self._holder_of):
+            # Answers may be large and wait in the object store: only so many are asked for ahead.
+            if len(running) == 2 * len(self._holders):
+                yield ray.get(running.popleft())
+            running.append(self._holders[holder].apply.remote(block, sent))
+        while running:
+            yield ray.get(running.popleft())
 
     def prefix(self, block: int, rows: int) -> Tensor:
         found: Tensor = ray.get(self._holders[self._holder_of[block]].prefix.remote(block, rows))
@@ -71,9 +82,9 @@ class RayShards(Shards):
 def hold(
     load: Callable[[int], Tensor], blocks: int, workers: int, cpus: float, memory: int | None
 ) -> Iterator[RayShards]:
-    """Place ``min(workers, blocks)`` holders of neighbouring blocks, and let them go after."""
+    """Place ``min(workers, blocks)`` holders, blocks in turns, and let them go after."""
     holders = min(workers, blocks)
-    holder_of = [b * holders // blocks for b in range(blocks)]
+    holder_of = [b % holders for b in range(blocks)]
     actor = ray.remote(
         num_cpus=cpus, memory=memory, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
     )(BlockHolder)
