@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+# Threads that spin while they wait are slow where tests share the cores; set before torch comes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 pytest_plugins = ["job_fixtures"]
 
 

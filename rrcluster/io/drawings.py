@@ -98,9 +98,16 @@ def draw(seed: int, index: int, split: Split = "train") -> Drawing:
 
 
 def vocabulary() -> list[str]:
-    """Plain nouns and noun phrases that could name a group of drawings, shortest kinds first."""
+    """Plain nouns and noun phrases that could name a group of drawings, shortest kinds first.
+
+    "things" stand for objects of all sorts, in groups that only a colour, a texture or a
+    background holds together.
+    """
     places = backgrounds_in_words()
     words = list(OBJECTS)
+    words += [f"{colour} things" for colour in COLOURS]
+    words += [f"{texture} things" for texture in TEXTURES[1:]]
+    words += [f"things {place}" for place in places.values()]
     words += [f"{texture} {plural(name)}" for name in OBJECTS for texture in TEXTURES[1:]]
     words += [f"{colour} {name}" for name in OBJECTS for colour in COLOURS]
     words += [f"{plural(name)} {place}" for name in OBJECTS for place in places.values()]

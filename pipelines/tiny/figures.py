@@ -10,7 +10,7 @@ import torch
 from open_clip import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
-from pipelines.tiny_pictures import Pictures, normalise
+from pipelines.tiny.pictures import Pictures, normalise
 from rrcluster.io.drawing_captions import backgrounds_in_words
 from rrcluster.io.drawing_scenes import TEXTURES
 from rrcluster.io.drawings import COLOURS, OBJECTS
@@ -59,13 +59,16 @@ def figures(
     right = guesses(OBJECTS) == objects
     phrases = [f"{colour} {name}" for name in OBJECTS for colour in COLOURS]
     phrase = objects * len(COLOURS) + colours
-    textured = textures > 0
+    textured, single = textures > 0, np.array([facts.count == 1 for facts in pictures.facts])
+    kinds = _clusters(others, len(OBJECTS))
     surfaces = guesses([f"{texture} thing" for texture in TEXTURES[1:]]) + 1
     return {
         "object": float(right.mean()),
         "object, mean over objects": float(
             np.mean([right[objects == i].mean() for i in np.unique(objects)])
         ),
+        "object, one in the picture": float(right[single].mean()),
+        "object, two to four in the picture": float(right[~single].mean()),
         "colour": float((guesses([f"{c} thing" for c in COLOURS]) == colours).mean()),
         "background": float(
             (guesses([f"thing {place}" for place in places.values()]) == backgrounds).mean()
@@ -74,9 +77,10 @@ def figures(
         "colour and object": float((guesses(phrases) == phrase).mean()),
         "10 nearest neighbours, same object": _purity(nearest, objects, _objects(fresh)),
         "10 nearest neighbours, same colour": _purity(nearest, colours, _colours(fresh)),
-        "k-means NMI with the object": _agreement(others, _objects(fresh), len(OBJECTS)),
+        "k-means NMI with the object": _agreement(kinds, _objects(fresh)),
+        "k-means NMI with the colour": _agreement(kinds, _colours(fresh)),
         "k-means NMI with colour and object": _agreement(
-            others, _objects(fresh) * len(COLOURS) + _colours(fresh), 100
+            _clusters(others, 100), _objects(fresh) * len(COLOURS) + _colours(fresh)
         ),
     }
 
@@ -94,10 +98,16 @@ def _purity(nearest: Labels, mine: Labels, theirs: Labels) -> float:
     return float((theirs[nearest] == mine[:, None]).mean())
 
 
-def _agreement(rows: Rows, labels: Labels, k: int) -> float:
-    """Normalised mutual information of k-means clusters (scikit-learn) with the labels."""
+def _clusters(rows: Rows, k: int) -> Labels:
+    """k-means (scikit-learn, the best of four)."""
     from sklearn.cluster import KMeans
+
+    found: Labels = KMeans(k, n_init=4, random_state=0).fit_predict(rows)
+    return found
+
+
+def _agreement(found: Labels, labels: Labels) -> float:
+    """Normalised mutual information of clusters with labels."""
     from sklearn.metrics import normalized_mutual_info_score
 
-    found = KMeans(k, n_init=4, random_state=0).fit_predict(rows)
     return float(normalized_mutual_info_score(labels, found))

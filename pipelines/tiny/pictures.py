@@ -75,12 +75,12 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image a little moved, zoomed and lit; hues and left/right stay as they are."""
     n = len(images)
     draws = torch.rand(n, 6, generator=generator) - 0.5
-    zoom = 1 + 0.24 * draws[:, 0]
+    zoom = 1 + 0.16 * draws[:, 0]
     grid = torch.zeros(n, 2, 3)
     grid[:, 0, 0] = zoom * (1 + 0.1 * draws[:, 1])
     grid[:, 1, 1] = zoom * (1 - 0.1 * draws[:, 1])
-    grid[:, :, 2] = 0.24 * draws[:, 2:4]
+    grid[:, :, 2] = 0.16 * draws[:, 2:4]
     where = functional.affine_grid(grid, list(images.shape), align_corners=False)
     moved = functional.grid_sample(images, where, padding_mode="reflection", align_corners=False)
     light, contrast = draws[:, 4].view(n, 1, 1, 1), draws[:, 5].view(n, 1, 1, 1)
-    return moved * (1 + 0.3 * contrast) + 0.3 * light
+    return moved * (1 + 0.2 * contrast) + 0.2 * light

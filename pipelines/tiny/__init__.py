@@ -1,0 +1,1 @@
+"""The parts of ``pipelines.train_tiny``: pictures, texts, loss, schedule, figures, model card."""
