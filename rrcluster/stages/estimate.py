@@ -15,7 +15,7 @@ from rrcluster.io.vectors import read_vectors, vector_width
 from rrcluster.models.load import load_encoder
 
 PROBED_SHARDS = 4  # spread over the corpus
-PROBED_IMAGES = 200  # of each
+PROBED_IMAGES = 1000  # of each; a small shard is then read whole and its tar overhead known
 TIMED_BATCHES = 3
 
 
