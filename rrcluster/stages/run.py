@@ -7,7 +7,7 @@ import datetime
 import importlib.metadata
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -49,7 +49,8 @@ def open_run(config: Config) -> tuple[Run, Record]:
     if record is not None:
         record.refuse_other_settings(config)
     if record is not None and store.exists(MANIFEST):
-        run = Run(store, config, read_manifest(store))
+        shards = read_manifest(store)
+        run = Run(store, for_shards(config, shards), shards)
         record.note("config", redacted(config))
         log.info("resuming the run in %s: %d shards", config.run_dir, len(run.shards))
         return run, record
@@ -57,6 +58,7 @@ def open_run(config: Config) -> tuple[Run, Record]:
         raise UserError("corpus.uri", "", "name a folder, glob or list of image shards")
     started = time.monotonic()
     shards = tuple(list_shards(config.corpus))
+    run = Run(store, for_shards(config, shards), shards)
     record = record or Record.start(store, config)
     record.note(
         "corpus",
@@ -69,7 +71,22 @@ def open_run(config: Config) -> tuple[Run, Record]:
     rows = [vars(s) | {"shard": s.index} for s in shards]
     tables.write_table(store, MANIFEST, "manifest", tables.table_of("manifest", rows))
     record.stage_done("manifest", time.monotonic() - started, {"shards": len(shards)})
-    return Run(store, config, shards), record
+    return run, record
+
+
+def for_shards(config: Config, shards: Sequence[Shard]) -> Config:
+    """The configuration with ``encoder.kind=vectors`` where the shards are ready vectors.
+
+    Raises UserError when ready vectors were promised and the shards hold images.
+    """
+    ready = shards[0].format == "embeddings"
+    if config.encoder.kind == "vectors" and not ready:
+        raise UserError(
+            "encoder", "vectors", f"{shards[0].uri} holds images; choose an encoder for images"
+        )
+    if not ready:
+        return config
+    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, kind="vectors"))
 
 
 def existing_store(config: Config) -> Store:

@@ -59,7 +59,7 @@ def test_real_clip_vectors_are_clustered_and_named_by_ready_text_vectors(
         np.save(corpus / f"part{shard}.npy", found["x"][rows])
     result = job(
         "cluster", f"corpus.uri={corpus}", "corpus.format=embeddings", f"run_dir={run_dir}",
-        "encoder=vectors", f"encoder.text={test_data / 'vectors/text_lvis.npz'}", "k=10", *FAST,
+        f"encoder.text={test_data / 'vectors/text_lvis.npz'}", "k=10", *FAST,
     )  # fmt: skip
     assert result.status == 0, result.err
     table = assignments(run_dir)
