@@ -13,9 +13,7 @@ from job_fixtures import assignments, job, record
 FAST = ("compute=in_process", "refine.steps=50", "refine.rounds=1", "count.replicates=2")
 
 
-def test_a_thousand_real_photos_from_three_formats_end_in_named_clusters(
-    test_data, tmp_path
-) -> None:
+def test_a_thousand_real_photos_end_in_named_clusters(test_data, tmp_path) -> None:
     photos = sorted((test_data / "images/caltech101").rglob("*.jpg"))[:1000]
     corpus = tmp_path / "corpus"
     corpus.mkdir()
