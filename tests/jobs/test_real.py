@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from job_fixtures import assignments, job, record
 
+from rrcluster.io import tables
+
 FAST = ("compute=in_process", "refine.steps=50", "refine.rounds=1", "count.replicates=2")
 
 
@@ -37,6 +39,12 @@ def test_a_thousand_real_photos_end_in_named_clusters(test_data, tmp_path) -> No
     assert counts == {"read": 1000, "embedded": 1000, "bad": 0, "ok": True}
     table = assignments(run_dir)
     assert table.num_rows == 1000
+    assert table.schema.remove_metadata().equals(tables.assignments_schema(2))
+    for level, clusters in enumerate((8, 40)):
+        found = pq.read_table(run_dir / f"clusters/level={level}.parquet", partitioning=None)
+        assert found.schema.remove_metadata().equals(tables.CLUSTERS)
+        assert found.num_rows == clusters
+        assert sum(found["size"].to_pylist()) == 1000
     assert sum(bool(c) for c in table["cluster_caption"].to_pylist()) > 500
     labels = pa.table(
         {"key": table["key"], "label": [k.split("/")[0] for k in table["key"].to_pylist()]}
