@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,6 +43,32 @@ def job(name: str, *overrides: str, cwd: Path | None = None, timeout: float = 30
         env=os.environ | {"COLUMNS": "120"},
     )  # fmt: skip
     return Result(found.returncode, found.stdout, found.stderr)
+
+
+def kill_when(path: Path, *overrides: str) -> None:
+    """Start the main job and kill it with all its processes as soon as ``path`` appears."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cluster", *overrides],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    wait_for(process, path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(process: subprocess.Popen[Any], path: Path) -> None:
+    while process.poll() is None and not path.exists():
+        time.sleep(0.002)
+
+
+def resume_to_the_same(run_dir: Path, finished: Path, *overrides: str) -> None:
+    """Run a killed job again: it must end with the bytes of ``finished``, no shard done twice."""
+    marks = {p: p.stat().st_mtime_ns for p in run_dir.glob("samples/*.parquet")}
+    result = job("cluster", *overrides)
+    assert result.status == 0, result.err
+    for path in sorted(finished.rglob("*.parquet")):
+        assert (run_dir / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
+    assert {p: p.stat().st_mtime_ns for p in marks} == marks
 
 
 def in_process(*overrides: str) -> Sequence[str]:

@@ -5,10 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from rrcluster.core.kmeans import nearest
+from rrcluster.core.tiles import by_tiles
+
+
+def nearest(
+    x: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Index of the nearest centroid and the squared Euclidean distance to it, ties to the first.
+
+    A row's answer does not depend on the other rows.
+    """
+    half = 0.5 * centroids.square().sum(1)
+
+    def choose(rows: Tensor) -> tuple[Tensor, ...]:
+        score, label = (rows @ centroids.T - half).max(1)
+        return label, (rows.square().sum(1) - 2 * score).clamp_min(0)
+
+    labels, squared = by_tiles(x, choose)
+    return labels, squared
 
 
 def routed(

@@ -28,6 +28,7 @@ from rrcluster.records import setting
 __all__ = [
     "CountSpec", "LeafMoments", "MergeSpace", "MergeTree", "bootstrap_counts", "bootstrap_range",
     "cut", "enough_data", "estimate", "group_rates", "group_sums", "merge_tree", "moments",
+    "resampled",
 ]  # fmt: skip
 
 
@@ -111,20 +112,23 @@ class LeafSums:
 
 def moments(shards: Shards, space: MergeSpace) -> LeafMoments:
     """Mass and moments of all leaves."""
-    sums = shards.reduce(LeafSums(space, 0))
-    return LeafMoments(sums["mass"][0], sums["moments"][0])
+    return resampled(shards, space, 0)[0]
 
 
-def bootstrap_range(shards: Shards, space: MergeSpace, spec: CountSpec) -> tuple[int, int]:
-    """The estimate, moved by how far the resamplings' estimates lie below and above their middle.
+def resampled(shards: Shards, space: MergeSpace, replicates: int) -> list[LeafMoments]:
+    """Mass and moments of all leaves, then those of each bootstrap replicate, in one pass."""
+    sums = shards.reduce(LeafSums(space, replicates))
+    return [LeafMoments(*part) for part in zip(sums["mass"], sums["moments"], strict=True)]
+
+
+def bootstrap_range(middle: int, replicates: list[LeafMoments], spec: CountSpec) -> tuple[int, int]:
+    """The estimate ``middle``, moved by how far the replicates' lie below and above their median.
 
     Repeated rows make clusters look tighter than they are, so resampled estimates lie too high by
     an amount that they share (food photos: 25 to 28 around an estimate of 17); their spread is
     what they can tell.
     """
-    sums = shards.reduce(LeafSums(space, spec.replicates))
-    parts = [LeafMoments(*part) for part in zip(sums["mass"], sums["moments"], strict=True)]
-    middle, *others = bootstrap_counts(parts, spec)
+    others = bootstrap_counts(replicates, spec)
     if not others:
         return middle, middle
     median = sorted(others)[len(others) // 2]

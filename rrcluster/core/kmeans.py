@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rrcluster.core import keys
+from rrcluster.core.cells import nearest, routed
 from rrcluster.core.shards import Shards
-from rrcluster.core.tiles import TILE, by_tiles
+from rrcluster.core.tiles import TILE
 from rrcluster.records import setting
 
 
@@ -48,37 +49,16 @@ class Seeds:
         return self.leaves[self.cell_of_leaf == cell]
 
 
-def nearest(
-    x: Float[Tensor, "n d"], centroids: Float[Tensor, "k d"]
-) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """Index of the nearest centroid and the squared Euclidean distance to it, ties to the first.
-
-    A row's answer does not depend on the other rows.
-    """
-    half = 0.5 * centroids.square().sum(1)
-
-    def choose(rows: Tensor) -> tuple[Tensor, ...]:
-        score, label = (rows @ centroids.T - half).max(1)
-        return label, (rows.square().sum(1) - 2 * score).clamp_min(0)
-
-    labels, squared = by_tiles(x, choose)
-    return labels, squared
-
-
 def nearest_in_cell(
     x: Float[Tensor, "n d"], seeds: Seeds
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Index of the nearest leaf within the row's nearest cell, and its squared distance."""
-    if len(seeds.cells) == 1:
-        return nearest(x, seeds.leaves)
-    cell, _ = nearest(x, seeds.cells)
-    labels = torch.empty(len(x), dtype=torch.int64)
-    squared = torch.empty(len(x))
-    for c in cell.unique().tolist():
-        rows = (cell == c).nonzero()[:, 0]
-        local, distance = nearest(x[rows], seeds.of_cell(c))
-        first = int((seeds.cell_of_leaf < c).sum())
-        labels[rows], squared[rows] = local + first, distance
+
+    def within(cell: int, rows: Tensor) -> tuple[Tensor, ...]:
+        leaf, squared = nearest(rows, seeds.of_cell(cell))
+        return leaf + int((seeds.cell_of_leaf < cell).sum()), squared
+
+    labels, squared = routed(seeds.cells, x, within)
     return labels, squared
 
 

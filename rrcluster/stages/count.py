@@ -6,6 +6,7 @@ import torch
 
 from rrcluster.compute import Progress
 from rrcluster.core.assign import calibrate
+from rrcluster.core.cells import nearest
 from rrcluster.core.count import (
     MergeSpace,
     bootstrap_range,
@@ -14,10 +15,10 @@ from rrcluster.core.count import (
     estimate,
     group_rates,
     merge_tree,
-    moments,
+    resampled,
 )
 from rrcluster.core.forest import Forest, levels_for, nested_paths
-from rrcluster.core.kmeans import Seeds, nearest
+from rrcluster.core.kmeans import Seeds
 from rrcluster.core.model import CellModel
 from rrcluster.core.shards import MemoryShards, Shards
 from rrcluster.io.store import Store
@@ -38,10 +39,10 @@ def count(
     progress("count", 0, None, "merging leaves by coding length")
     spec, asked = run.config.count, run.config.k
     space = MergeSpace.of(shards, seeds.cells, tuple(models), spec, run.config.seed)
-    leaves = moments(shards, space)
+    leaves, *replicates = resampled(shards, space, spec.replicates)
     tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours, spec.shrinkage)
     found = estimate(tree)
-    low, high = bootstrap_range(shards, space, spec)
+    low, high = bootstrap_range(found, replicates, spec)
     chosen = levels_for(asked, found)
     if chosen[-1] > tree.num_leaves:
         raise UserError("k", asked, f"refinement left {tree.num_leaves} clusters; ask for fewer")
@@ -57,8 +58,8 @@ def count(
             "clusters": list(range(1, tree.num_leaves + 1)),
             "nats_per_sample": [round(float(v) / shards.num_rows, 6) for v in tree.lengths],
             "estimate": found,
-            "low": min(low, found),
-            "high": max(high, found),
+            "low": low,
+            "high": high,
             "enough_data": enough_data(leaves, found),
             "chosen": chosen,
             "asked": asked,

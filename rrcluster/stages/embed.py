@@ -62,9 +62,11 @@ def embed(run: Run, compute: Compute, record: Record, progress: Progress) -> Non
         counts["resumed"] = resumed
     seconds = record.content["stages"]["embed"]["seconds"]
     gpus = run.config.compute.gpus_per_worker * compute.workers
-    entry = record.content["stages"]["embed"]
-    entry["rates"] = {"images_per_second": round(read / max(seconds, 1e-9), 1)}
-    entry["gpu_hours"] = round(gpus * seconds / 3600, 4)
+    record.describe(
+        "embed",
+        rates={"images_per_second": round(read / max(seconds, 1e-9), 1)},
+        gpu_hours=round(gpus * seconds / 3600, 4),
+    )
     record.note(
         "reconciliation",
         {"read": read, "embedded": embedded, "bad": bad, "ok": read == embedded + bad},

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.core.cells import nearest
 from rrcluster.core.gate import GateEvent
-from rrcluster.core.kmeans import Seeds, nearest
+from rrcluster.core.kmeans import Seeds
 from rrcluster.core.model import CellModel
 from rrcluster.core.refine import refine
 from rrcluster.core.shards import MemoryShards, Shards

@@ -202,11 +202,16 @@ class Record:
         entry: dict[str, Any] = {
             "status": "done",
             "seconds": round(seconds, 3),
-            "counts": {k: v for k, v in counts.items() if k not in ("rates", "gpu_hours")},
-            "rates": counts.get("rates", {}),
-            "gpu_hours": counts.get("gpu_hours", 0.0),
+            "counts": dict(counts),
+            "rates": {},
+            "gpu_hours": 0.0,
         }
         self.content["stages"][name] = entry
+        self.save()
+
+    def describe(self, name: str, **facts: Any) -> None:
+        """Add facts to a finished stage, e.g. its rates, which need its seconds."""
+        self.content["stages"][name] |= facts
         self.save()
 
     def stage_failed(self, name: str) -> None:

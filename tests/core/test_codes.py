@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rrcluster.core.cells import nearest
 from rrcluster.core.codes import CentroidCodes, Codes, costs, fit_codes, with_statistics
-from rrcluster.core.kmeans import nearest
 from rrcluster.core.model import sum_by_label
 from rrcluster.core.rate import moment_rates
 

@@ -7,6 +7,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from rrcluster.core import keys
+from rrcluster.core.cells import nearest
 from rrcluster.core.kmeans import (
     LeafSums,
     SeedingSpec,
@@ -14,7 +15,6 @@ from rrcluster.core.kmeans import (
     apportion,
     hierarchical,
     lloyd,
-    nearest,
     nearest_in_cell,
     plus_plus,
 )

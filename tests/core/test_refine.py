@@ -9,10 +9,10 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from rrcluster.core import gate as gates
+from rrcluster.core.cells import nearest
 from rrcluster.core.codes import CentroidCodes, fit_codes
 from rrcluster.core.features import Head, fit_projection
 from rrcluster.core.head import train_head
-from rrcluster.core.kmeans import nearest
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
 from rrcluster.core.probe import Probe, nearest_others
 from rrcluster.core.rate import rate_reduction
