@@ -44,11 +44,29 @@ class ComputeSpec:
         None, "Ray cluster to connect to (auto: the one submitted to); null starts Ray here"
     )
     workers: int | None = setting(None, "encoders and fit workers at once; null: from the machine")
+    min_workers: int = setting(1, "encoders that are kept from the start on; more as there is room")
+    workers_per_node: int | None = setting(None, "workers on one machine at most; null: what fits")
     cpus_per_worker: float = setting(1, "CPU cores that each worker reserves")
     gpus_per_worker: float = setting(0, "GPUs that each encoder reserves (1 on a GPU pool)")
-    readers: int | None = setting(None, "reading and decoding tasks at once; null: Ray decides")
     memory_per_worker: int | None = setting(None, "bytes of memory each worker reserves")
+    readers: int | None = setting(None, "reading and decoding tasks at once; null: Ray decides")
+    cpus_per_reader: float = setting(1, "CPU cores that each reading task reserves")
+    memory_per_reader: int = setting(1 << 30, "bytes each reading task reserves; torch takes half")
+    resources: dict[str, Any] = setting(
+        {}, "custom Ray resources that each worker and reader takes, e.g. {pool_a: 0.01}"
+    )
+    labels: dict[str, Any] = setting(
+        {}, "Ray node labels that workers and readers are placed by, e.g. {ray.io/node-group: gpu}"
+    )
+    coordinator_cpus: float = setting(
+        1, "CPU cores the coordinator reserves; 0: it sits beside the job, also on a bare head"
+    )
+    coordinator_memory: int | None = setting(None, "bytes of memory the coordinator reserves")
     object_store_memory: int | None = setting(None, "bytes of Ray's object store when started here")
+    spill_dir: str | None = setting(None, "folder for spilled objects when Ray is started here")
+    max_lost_shards: int = setting(
+        100, "shards whose workers died again and again: read row by row up to here, then an error"
+    )
 
 
 @dataclass
@@ -239,14 +257,19 @@ def _parses(override: str) -> bool:
     return True
 
 
+# Groups of settings with names of the user's own.
+_FREE_FORM = (
+    "corpus.storage_options.", "run_storage_options.", "encoder.model_options.",
+    "compute.resources.", "compute.labels.",
+)  # fmt: skip
+
+
 def _override_error(overrides: Sequence[str], error: Exception) -> UserError:
     known = [name for name, _, _ in settings_help()] + ["encoder", "compute"]
     for override in overrides:
         name, equals, value = override.partition("=")
         bare = name.lstrip("+~")
-        inside_options = bare.startswith(
-            ("corpus.storage_options.", "run_storage_options.", "encoder.model_options.")
-        )
+        inside_options = bare.startswith(_FREE_FORM)
         if not equals:
             return UserError(override, "", "write settings as name=value; see --help")
         if bare not in known and not inside_options:

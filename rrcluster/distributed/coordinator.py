@@ -15,11 +15,11 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rrcluster.compute import Compute, Progress
-from rrcluster.distributed.room import COORDINATOR_CPUS
+from rrcluster.config import ComputeSpec
+from rrcluster.distributed.placement import MAX_RETRIES, coordinator_options
 
 R = TypeVar("R")
 POLL_SECONDS = 0.5
-MAX_RESTARTS = 4
 
 
 class Coordinator:
@@ -42,18 +42,21 @@ class Coordinator:
 
 
 def coordinate(
-    compute: Callable[[], Compute], task: Callable[[Compute, Progress], R], progress: Progress
+    compute: Callable[[], Compute],
+    task: Callable[[Compute, Progress], R],
+    progress: Progress,
+    spec: ComputeSpec,
 ) -> R:
     """Place a coordinator, run the task there, pass its progress on."""
     here = ray.get_runtime_context().get_node_id()
     actor = ray.remote(
-        num_cpus=COORDINATOR_CPUS,
         max_concurrency=2,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
+        max_restarts=MAX_RETRIES,
+        max_task_retries=MAX_RETRIES,
         # Beside the job's own process where there is room: on a cluster that is the head, which
         # no spot market takes back.
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        **coordinator_options(spec),
     )(Coordinator).remote(compute)
     answer = actor.run.remote(task)
     told: Any = None

@@ -22,14 +22,23 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.config import ComputeSpec
-from rrcluster.distributed.room import READ_MEMORY
+from rrcluster.distributed.placement import (
+    ASSEMBLER_CPUS,
+    DELIVER_CPUS,
+    MAX_RETRIES,
+    reader_options,
+    worker_options,
+)
+from rrcluster.distributed.poison import isolate
+from rrcluster.distributed.watch import Ledger, watching
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.embed import Assembler, Batch, encode_batch, read_batches
 
 BLOCK_BYTES = 32 << 20  # of decoded rows between tasks
-RETRIES = 4  # restarts of an encoder; Ray tries a task again three times by itself
-ROUNDS = 3  # passes over shards that lost their assembler
+RETRIES = 2  # of a shard's reading task, and of a batch whose encoder died under it
+ROUNDS = 2  # passes over shards that lost their workers, before each is embedded alone
+FEW = 8  # shards that are embedded alone at once, without another pass
 COUNTS = ("shard", "read", "embedded", "bad")
 log = logging.getLogger("rrcluster")
 
@@ -37,8 +46,8 @@ log = logging.getLogger("rrcluster")
 class ReadShard:
     """Task: one shard reference becomes its decoded rows, streamed."""
 
-    def __init__(self, plan: EmbedPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: EmbedPlan, ledger: Any) -> None:
+        self.plan, self.ledger = plan, ledger
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Batch]:
         for index, uri, kind, size, etag in zip(
@@ -46,18 +55,36 @@ class ReadShard:
             strict=True,
         ):  # fmt: skip
             shard = Shard(int(index), str(uri), str(kind), int(size), str(etag))
-            yield from read_batches(shard, self.plan)
+            try:
+                yield from read_batches(shard, self.plan)
+            except Exception as error:
+                ray.get(self.ledger.failed.remote(error))
+                raise
 
 
 class Encode:
     """Actor: an encoder on its device."""
 
-    def __init__(self, plan: EmbedPlan, gpu: bool) -> None:
+    def __init__(self, plan: EmbedPlan, gpu: bool, ledger: Any) -> None:
         torch.set_num_threads(1)
-        self.encoder = load_encoder(plan.encoder, "cuda" if gpu else "cpu")
+        ray.get(ledger.begun.remote())
+        self.ledger, self._fruitless = ledger, True
+        try:
+            self.encoder = load_encoder(plan.encoder, "cuda" if gpu else "cpu")
+        except Exception as error:
+            ray.get(ledger.failed.remote(error))
+            raise
 
     def __call__(self, batch: Batch) -> Batch:
-        return encode_batch(self.encoder, batch)
+        try:
+            encoded = encode_batch(self.encoder, batch)
+        except Exception as error:
+            ray.get(self.ledger.failed.remote(error))
+            raise
+        if self._fruitless:
+            self.ledger.encoded.remote()
+            self._fruitless = False
+        return encoded
 
 
 class Assemble:
@@ -73,8 +100,8 @@ class Assemble:
 class Deliver:
     """Task: rows go to the assemblers of their shards; out come the counts of whole shards."""
 
-    def __init__(self, assemblers: Sequence[Any]) -> None:
-        self.assemblers = list(assemblers)
+    def __init__(self, assemblers: Sequence[Any], ledger: Any) -> None:
+        self.assemblers, self.ledger = list(assemblers), ledger
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         owner = batch["shard"] % len(self.assemblers)
@@ -88,72 +115,93 @@ class Deliver:
                 whole += ray.get(call)
             except ray.exceptions.RayActorError:
                 log.warning("an assembler was lost; its shards are embedded again")
+            except Exception as error:  # the run folder cannot be written to
+                ray.get(self.ledger.failed.remote(error))
+                raise
         return {name: np.array([getattr(c, name) for c in whole], np.int64) for name in COUNTS}
 
 
 def embed(
     plan: EmbedPlan, shards: Sequence[Shard], spec: ComputeSpec, workers: int
 ) -> Iterator[ShardCounts]:
-    """Counts of each shard as it is published."""
+    """Counts of each shard as it is published.
+
+    A shard that loses its workers in every round is embedded alone, where what kills them is found
+    and counted. Raises RuntimeError when more than ``spec.max_lost_shards`` do: no few bad shards,
+    but a cluster that is too small or broken.
+    """
     todo = {s.index: s for s in shards}
-    for _ in range(ROUNDS):
-        if not todo:
-            return
+    for number in range(ROUNDS):
+        if number and len(todo) <= FEW:
+            break
+        if number:
+            log.warning("%d shards lost a worker or their assembler: once more", len(todo))
         for counts in _stream(plan, list(todo.values()), spec, workers):
             if todo.pop(counts.shard, None) is not None:
                 yield counts
-
-
-def _bounded() -> dict[str, int]:
-    """An encoder that dies again and again ends the job; Ray Data would restart it for ever.
-
-    Ray 2.60 has no other way to say so, and means to take this one away in 2.64.
-    """
-    return {"max_restarts": RETRIES, "max_task_retries": RETRIES}
+    if len(todo) > spec.max_lost_shards:
+        raise RuntimeError(
+            f"{len(todo)} shards lost their workers again and again, more than "
+            f"compute.max_lost_shards={spec.max_lost_shards}: too little memory on the machines? "
+            "lower compute.readers, or raise compute.memory_per_reader; run again to resume"
+        )
+    yield from isolate(plan, list(todo.values()), spec, workers)
 
 
 def _stream(
     plan: EmbedPlan, shards: Sequence[Shard], spec: ComputeSpec, workers: int
 ) -> Iterator[ShardCounts]:
+    gpu = spec.gpus_per_worker > 0
+    encoders = min(workers, len(shards))
+    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote()
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []  # advice about Ray Data for its programmers
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.raise_original_map_exception = True
-    gpu = spec.gpus_per_worker > 0
-    encoders = min(workers, len(shards))
-    actor = ray.remote(num_cpus=0, max_restarts=0)(Assemble)
+    context.max_errored_blocks = -1  # its shard has no mark, and is embedded again
+    context.custom_execution_callback_classes = [watching(ledger, encoders)]
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # we say what was lost
+    actor = ray.remote(num_cpus=ASSEMBLER_CPUS, max_restarts=0)(Assemble)
     assemblers = [actor.remote(plan) for _ in range(max(1, encoders // 4))]
     references = [vars(s) for s in shards]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # see _bounded
+        # Ray 2.60 has no other way to bound retries, and means to take this one away in 2.64.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
         rows = (
             ray.data.from_items(references, override_num_blocks=len(references))
             .map_batches(
-                ReadShard(plan).__call__,
+                ReadShard(plan, ledger).__call__,
                 batch_size=1,
-                num_cpus=1,
                 concurrency=spec.readers,
-                memory=READ_MEMORY,  # another need than the encoder's: Ray does not fuse the two
+                max_retries=RETRIES,  # Ray Data's own would be for ever
+                # Another need than the encoder's: Ray does not fuse the two.
+                **reader_options(spec),
             )
             .map_batches(
                 Encode,
-                fn_constructor_args=(plan, gpu),
+                fn_constructor_args=(plan, gpu, ledger),
                 batch_size=plan.encoder.batch_size,
-                compute=ActorPoolStrategy(min_size=1, max_size=encoders),
-                num_cpus=spec.cpus_per_worker,
-                num_gpus=spec.gpus_per_worker or None,
-                memory=spec.memory_per_worker,
-                ray_remote_args_fn=_bounded,
+                compute=ActorPoolStrategy(
+                    min_size=max(1, min(spec.min_workers, encoders)), max_size=encoders
+                ),
+                max_restarts=-1,  # bounded by the ledger's watch
+                max_task_retries=RETRIES,
+                **worker_options(spec, "encoder", spec.gpus_per_worker),
             )
-            .map_batches(Deliver(assemblers).__call__, batch_size=None, num_cpus=0.1)
+            .map_batches(
+                Deliver(assemblers, ledger).__call__,
+                batch_size=None,
+                num_cpus=DELIVER_CPUS,
+                max_retries=MAX_RETRIES,
+            )
         )
+        answers = iter(rows.iter_batches(batch_size=None, batch_format="numpy"))
     try:
-        for batch in rows.iter_batches(batch_size=None, batch_format="numpy"):
+        for batch in answers:
             for values in zip(*(batch[name].tolist() for name in COUNTS), strict=True):
                 yield ShardCounts(*values)
     finally:
-        for assembler in assemblers:
-            ray.kill(assembler)
+        for helper in (*assemblers, ledger):
+            ray.kill(helper)

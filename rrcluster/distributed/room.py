@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -12,21 +13,30 @@ from ray._private import state
 from rrcluster.config import ComputeSpec
 from rrcluster.records import UserError
 
-READ_MEMORY = 1 << 30  # bytes of a reading task; torch alone takes half of it
-COORDINATOR_CPUS = 1.0
+# CPUs beside the encoders and a reader: what assembles and delivers while there is no coordinator.
+ASIDE_CPUS = 0.5
 log = logging.getLogger("rrcluster")
 
 
 def helper_cpus(spec: ComputeSpec) -> float:
     """CPUs of the one task that must always find room beside the workers: a reader while shards
     are embedded, a piece of a ``map`` while the fit is held."""
-    return max(1.0, spec.cpus_per_worker)
+    return max(spec.cpus_per_reader, spec.cpus_per_worker)
+
+
+def aside_cpus(spec: ComputeSpec) -> float:
+    """CPUs of the coordinator during a fit, of assemblers and deliverers while embedding."""
+    return max(ASIDE_CPUS, spec.coordinator_cpus)
 
 
 def slots(nodes: Sequence[Mapping[str, float]], spec: ComputeSpec) -> int:
     """The most workers for which the coordinator and one helper task also fit on the nodes."""
     free = [dict(node) for node in nodes]
-    for cpus, memory in ((helper_cpus(spec), READ_MEMORY), (COORDINATOR_CPUS, 0)):
+    asides = (
+        (helper_cpus(spec), float(spec.memory_per_reader)),
+        (aside_cpus(spec), float(spec.coordinator_memory or 0)),
+    )
+    for cpus, memory in asides:
         homes = [n for n in free if n.get("CPU", 0) >= cpus and n.get("memory", 0) >= memory]
         if not homes:
             return 0
@@ -41,9 +51,11 @@ def _fit(node: Mapping[str, float], spec: ComputeSpec) -> int:
         "CPU": spec.cpus_per_worker,
         "GPU": spec.gpus_per_worker,
         "memory": spec.memory_per_worker or 0,
+        **spec.resources,
     }
     counts = [node.get(name, 0) / amount for name, amount in wanted.items() if amount > 0]
-    return int(min(counts) + 1e-9) if counts else 0
+    most = math.inf if spec.workers_per_node is None else spec.workers_per_node
+    return int(min([*counts, most]) + 1e-9) if counts else 0
 
 
 def _lost(node: Mapping[str, float], cpus: float, memory: float, spec: ComputeSpec) -> int:
@@ -56,7 +68,11 @@ def workers_for(spec: ComputeSpec) -> int:
 
     Raises UserError with the setting to lower when they would wait for ever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and spec.labels.items() <= (node.get("Labels") or {}).items()
+    ]
     room, grows = slots(nodes, spec), can_grow()
     total = {name: sum(n.get(name, 0) for n in nodes) for name in ("CPU", "GPU")}
     has = f"the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs"
@@ -68,8 +84,12 @@ def workers_for(spec: ComputeSpec) -> int:
         if spec.gpus_per_worker > max((n.get("GPU", 0) for n in nodes), default=0):
             remedy = "and a worker must find its GPUs on one machine; lower it (0: encode on CPUs)"
             raise UserError("compute.gpus_per_worker", spec.gpus_per_worker, f"{has}, {remedy}")
-        need = f"a worker, {helper_cpus(spec):g} CPU for a reader and 1 for the coordinator"
+        if spec.labels and not nodes:
+            raise UserError("compute.labels", spec.labels, "no machine of the cluster has them all")
+        need = f"a worker, {helper_cpus(spec):g} CPU for a reader and {aside_cpus(spec):g} beside"
         setting = "memory_per_worker" if spec.memory_per_worker else "cpus_per_worker"
+        lacking = [r for r in spec.resources if not any(n.get(r) for n in nodes)]
+        setting = "resources" if lacking else setting
         raise UserError(
             f"compute.{setting}",
             getattr(spec, setting),

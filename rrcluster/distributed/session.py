@@ -23,13 +23,14 @@ from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
 from rrcluster.config import ComputeSpec
 from rrcluster.core.shards import Shards
 from rrcluster.distributed import coordinator, embed, shards
-from rrcluster.distributed.room import COORDINATOR_CPUS, helper_cpus, workers_for
+from rrcluster.distributed.placement import DEATHS, MAX_RETRIES, worker_options
+from rrcluster.distributed.room import aside_cpus, helper_cpus, workers_for
 from rrcluster.records import Shard, UserError
 from rrcluster.stages.embed import TakeVectors
+from rrcluster.stages.quarantine import PassOver
 
 T = TypeVar("T")
 R = TypeVar("R")
-MAX_RETRIES = 4  # of a task whose worker was lost
 CONNECT_SECONDS = 10.0
 log = logging.getLogger("rrcluster")
 
@@ -44,6 +45,8 @@ class RayCompute(Compute):
     def start(spec: ComputeSpec) -> RayCompute:
         """Start Ray on this machine, or connect to ``spec.address``."""
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray tries a task that runs out of memory again for ever; here as often as any other.
+        os.environ.setdefault("RAY_task_oom_retries", str(MAX_RETRIES))
         if ray.is_initialized():
             return RayCompute(spec, workers_for(spec))
         with _own_stop():
@@ -66,37 +69,55 @@ class RayCompute(Compute):
             atexit.register(_leave)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
-        task = ray.remote(
-            num_cpus=self.spec.cpus_per_worker,
-            memory=self.spec.memory_per_worker,
-            max_retries=MAX_RETRIES,
-        )(_one)
+        with user_errors():
+            for index, answer in self._answers(function, items):
+                try:
+                    yield index, ray.get(answer)
+                except DEATHS as error:
+                    raise RuntimeError(
+                        f"{type(function).__name__}: {_how_often(error)} Too little memory? Lower "
+                        "compute.workers or raise compute.memory_per_worker; run again to resume"
+                    ) from error
+
+    def _answers(
+        self, function: Callable[[T], R], items: Sequence[T]
+    ) -> Iterator[tuple[int, ray.ObjectRef]]:
+        """(index, answer) of tasks as they end; only so many are sent ahead."""
+        options = worker_options(self.spec, "task")
+        task = ray.remote(max_retries=MAX_RETRIES, **options)(_one)
         sent = ray.put(function)
         running: dict[ray.ObjectRef, int] = {}
-        with user_errors():
-            for index, item in enumerate(items):
-                if len(running) >= 2 * self.workers:
-                    yield _next(running)
-                running[task.remote(sent, item)] = index
-            while running:
+        for index, item in enumerate(items):
+            if len(running) >= 2 * self.workers:
                 yield _next(running)
+            running[task.remote(sent, item)] = index
+        while running:
+            yield _next(running)
 
     def hold(self, load: Callable[[int], Tensor], blocks: int) -> AbstractContextManager[Shards]:
-        return shards.hold(
-            load, blocks, self.workers, self.spec.cpus_per_worker, self.spec.memory_per_worker
-        )
+        return shards.hold(load, blocks, self.workers, self.spec)
 
     def embed(self, plan: EmbedPlan, todo: Sequence[Shard]) -> Iterator[ShardCounts]:
         if plan.encoder.kind == "vectors":
-            yield from (counts for _, counts in self.map(TakeVectors(plan), todo))
+            yield from self._take_vectors(plan, todo)
             return
         with user_errors():
             yield from embed.embed(plan, todo, self.spec, self.workers)
 
+    def _take_vectors(self, plan: EmbedPlan, todo: Sequence[Shard]) -> Iterator[ShardCounts]:
+        """Ready vectors; a shard that kills its worker each time is one bad row."""
+        with user_errors():
+            for index, answer in self._answers(TakeVectors(plan), todo):
+                try:
+                    yield ray.get(answer)
+                except DEATHS as error:
+                    passed = self.map(PassOver(plan, _how_often(error)), [todo[index]])
+                    yield from (counts for _, counts in passed)
+
     def coordinate(self, task: Callable[[Compute, Progress], R], progress: Progress) -> R:
         with user_errors():
             return coordinator.coordinate(
-                partial(RayCompute, self.spec, self.workers), task, progress
+                partial(RayCompute, self.spec, self.workers), task, progress, self.spec
             )
 
 
@@ -105,11 +126,12 @@ def _start_here(spec: ComputeSpec) -> RayCompute:
     workers = spec.workers or cores
     # Logical cores: a reader, the coordinator and the encoders must fit at once, also on a
     # laptop with fewer cores than that; the kernel shares the real ones among them.
-    beside = math.ceil(COORDINATOR_CPUS + helper_cpus(spec))
+    beside = math.ceil(aside_cpus(spec) + helper_cpus(spec))
     ray.init(
         address="local",  # also where RAY_ADDRESS names a cluster
         num_cpus=max(cores, math.ceil(workers * spec.cpus_per_worker)) + beside,
         object_store_memory=spec.object_store_memory,
+        object_spilling_directory=spec.spill_dir,
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
@@ -165,9 +187,14 @@ def _one(function: Callable[[T], R], item: T) -> R:
     return function(item)
 
 
-def _next(running: dict[ray.ObjectRef, int]) -> tuple[int, R]:
+def _next(running: dict[ray.ObjectRef, int]) -> tuple[int, ray.ObjectRef]:
     (ready,), _ = ray.wait(list(running), num_returns=1)
-    return running.pop(ready), ray.get(ready)
+    return running.pop(ready), ready
+
+
+def _how_often(error: Exception) -> str:
+    last = str(error).split("\n")[0]
+    return f"{1 + MAX_RETRIES} workers died on one piece of work, the last one with: {last}"
 
 
 @contextmanager

@@ -12,10 +12,11 @@ import ray
 import torch
 from torch import Tensor
 
+from rrcluster.config import ComputeSpec
 from rrcluster.core.shards import Shards
+from rrcluster.distributed.placement import MAX_RETRIES, worker_options
 
 R = TypeVar("R")
-MAX_RESTARTS = 4  # of an actor whose node or process is lost; its blocks are loaded again
 PATIENCE_SECONDS = 60.0  # between words about holders that have no place yet
 log = logging.getLogger("rrcluster")
 
@@ -80,13 +81,16 @@ class RayShards(Shards):
 
 @contextmanager
 def hold(
-    load: Callable[[int], Tensor], blocks: int, workers: int, cpus: float, memory: int | None
+    load: Callable[[int], Tensor], blocks: int, workers: int, spec: ComputeSpec
 ) -> Iterator[RayShards]:
-    """Place ``min(workers, blocks)`` holders, blocks in turns, and let them go after."""
+    """Place ``min(workers, blocks)`` holders, blocks in turns, and let them go after.
+
+    A holder whose process or machine is lost is placed again and loads its blocks again.
+    """
     holders = min(workers, blocks)
     holder_of = [b % holders for b in range(blocks)]
     actor = ray.remote(
-        num_cpus=cpus, memory=memory, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
+        max_restarts=MAX_RETRIES, max_task_retries=MAX_RETRIES, **worker_options(spec, "holder")
     )(BlockHolder)
     placed = [
         actor.remote(load, [b for b in range(blocks) if holder_of[b] == h]) for h in range(holders)

@@ -29,7 +29,7 @@ from rrcluster.io.vectors import vector_shape
 from rrcluster.io.webdataset import iter_webdataset
 from rrcluster.records import Bad, Sample, Shard
 
-__all__ = ["PixelSpec", "Raw", "iter_raw", "probe_shard", "read_images", "read_shard"]
+__all__ = ["PixelSpec", "Raw", "decoded", "iter_raw", "probe_shard", "read_images", "read_shard"]
 
 _READERS: dict[str, Callable[[Shard, CorpusSpec], Iterator[Raw]]] = {
     "webdataset": iter_webdataset,
@@ -53,17 +53,20 @@ def iter_raw(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
 def read_shard(shard: Shard, spec: CorpusSpec, pixels: PixelSpec) -> Iterator[Sample | Bad]:
     """The shard's rows in order, decoded to the encoder's size: rows are 0..n-1 without holes."""
     for raw in iter_raw(shard, spec):
-        if raw.image is None:
-            reason, detail = raw.problem or ("missing_image", "")
-            yield Bad(shard.index, raw.row, raw.key, reason, detail)
-            continue
-        try:
-            array, width, height = decode.decode(raw.image, pixels, spec.max_pixels)
-        except decode.Undecodable as error:
-            yield Bad(shard.index, raw.row, raw.key, error.reason, error.detail)
-            continue
-        sample_id = sample_id_of(raw)
-        yield Sample(shard.index, raw.row, raw.key, raw.caption, width, height, sample_id, array)
+        yield decoded(raw, shard, spec, pixels)
+
+
+def decoded(raw: Raw, shard: Shard, spec: CorpusSpec, pixels: PixelSpec) -> Sample | Bad:
+    """One row, decoded."""
+    if raw.image is None:
+        reason, detail = raw.problem or ("missing_image", "")
+        return Bad(shard.index, raw.row, raw.key, reason, detail)
+    try:
+        array, width, height = decode.decode(raw.image, pixels, spec.max_pixels)
+    except decode.Undecodable as error:
+        return Bad(shard.index, raw.row, raw.key, error.reason, error.detail)
+    sample_id = sample_id_of(raw)
+    return Sample(shard.index, raw.row, raw.key, raw.caption, width, height, sample_id, array)
 
 
 def sample_id_of(raw: Raw) -> bytes:

@@ -21,7 +21,7 @@ from rrcluster.io.store import Store
 from rrcluster.io.vectors import read_vectors
 from rrcluster.models.encoder import Encoder, EncoderSpec
 from rrcluster.models.load import load_encoder, pixel_facts
-from rrcluster.records import Bad, Shard, UserError
+from rrcluster.records import Bad, Sample, Shard, UserError
 from rrcluster.stages.run import Record, Run, split_evenly
 
 Batch = dict[str, npt.NDArray[Any]]
@@ -119,59 +119,61 @@ class StoredCounts:
 
 def read_batches(shard: Shard, plan: EmbedPlan) -> Iterator[Batch]:
     """The shard's rows, decoded, in blocks of some rows; the last row's status is END."""
-    size, resize, interpolation = pixel_facts(plan.encoder)
-    pixels = PixelSpec(size, resize, interpolation)  # type: ignore[arg-type]
+    pixels = pixel_spec(plan)
     rows: list[dict[str, Any]] = []
-    blank = np.zeros((pixels.size, pixels.size, 3), np.uint8)
     total = 0
     for item in read_shard(shard, plan.corpus, pixels):
         total += 1
-        if isinstance(item, Bad):
-            rows.append(_row(shard, item.row, item.reason, item.key, item.detail, pixels=blank))
-        else:
-            rows.append(
-                _row(
-                    shard, item.row, "", item.key, "", item.caption, item.width, item.height,
-                    item.sample_id, item.pixels,
-                )
-            )  # fmt: skip
+        rows.append(row_of(item, pixels.size))
         if len(rows) == READ_ROWS:
-            yield _columns(rows)
+            yield columns(rows)
             rows = []
-    rows.append(_row(shard, total, END, "", "", pixels=blank))
-    yield _columns(rows)
+    rows.append(end_row(shard, total, pixels.size))
+    yield columns(rows)
 
 
-def _row(
-    shard: Shard,
-    row: int,
-    status: str,
-    key: str,
-    detail: str,
-    caption: str | None = None,
-    width: int = 0,
-    height: int = 0,
-    sample_id: bytes = bytes(16),
-    pixels: npt.NDArray[np.uint8] | None = None,
-) -> dict[str, Any]:
-    return {
-        "shard": shard.index,
-        "row": row,
-        "status": status,
-        "key": key,
-        "detail": detail,
-        "caption": caption,
-        "width": width,
-        "height": height,
-        "sample_id": np.frombuffer(sample_id, np.uint8),
-        "pixels": pixels,
+def pixel_spec(plan: EmbedPlan) -> PixelSpec:
+    """What the plan's encoder wants to see."""
+    size, resize, interpolation = pixel_facts(plan.encoder)
+    return PixelSpec(size, resize, interpolation)  # type: ignore[arg-type]
+
+
+def row_of(item: Sample | Bad, side: int) -> dict[str, Any]:
+    """A row of a batch; a bad one carries a blank picture and its reason as status."""
+    row = {"shard": item.shard, "row": item.row, "key": item.key}
+    if isinstance(item, Bad):
+        return (
+            _UNREAD | row | {"status": item.reason, "detail": item.detail, "pixels": _blank(side)}
+        )
+    return row | {
+        "status": "",
+        "detail": "",
+        "caption": item.caption,
+        "width": item.width,
+        "height": item.height,
+        "sample_id": np.frombuffer(item.sample_id, np.uint8),
+        "pixels": item.pixels,
     }
+
+
+def end_row(shard: Shard, rows: int, side: int) -> dict[str, Any]:
+    """The row after the last one of a shard with ``rows`` rows."""
+    end = {"shard": shard.index, "row": rows, "key": "", "status": END, "detail": ""}
+    return _UNREAD | end | {"pixels": _blank(side)}
+
+
+_UNREAD = {"caption": None, "width": 0, "height": 0, "sample_id": np.zeros(16, np.uint8)}
+
+
+def _blank(side: int) -> npt.NDArray[np.uint8]:
+    return np.zeros((side, side, 3), np.uint8)
 
 
 _TEXT = ("status", "key", "detail", "caption")
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> Batch:
+def columns(rows: Sequence[dict[str, Any]]) -> Batch:
+    """Rows as a batch of columns."""
     batch = {}
     for name in rows[0]:
         values = [r[name] for r in rows]
