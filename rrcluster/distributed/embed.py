@@ -132,7 +132,7 @@ def embed(
     """
     todo = {s.index: s for s in shards}
     for number in range(ROUNDS):
-        if number and len(todo) <= FEW:
+        if not todo or (number and len(todo) <= FEW):
             break
         if number:
             log.warning("%d shards lost a worker or their assembler: once more", len(todo))

@@ -220,3 +220,14 @@ def test_gpu_workers_are_as_many_as_gpus_when_the_head_has_cpus_to_spare() -> No
 def test_a_worker_never_spans_two_machines() -> None:
     assert slots([node(16)] + [node(3)] * 5, ComputeSpec(cpus_per_worker=4)) == 3  # (16 - 4) / 4
     assert slots([node(16, 0, 4)] * 2, ComputeSpec(memory_per_worker=int(3 * GB))) == 2
+
+
+def test_machines_limit_workers_and_custom_resources_place_them() -> None:
+    assert slots([node(16)] * 2, ComputeSpec(workers_per_node=3)) == 6
+    spec = ComputeSpec(resources={"pool_a": 0.5})
+    assert slots([node(16) | {"pool_a": 1}, node(16)], spec) == 2
+
+
+def test_a_head_without_cpus_takes_no_worker_and_needs_none_for_the_coordinator() -> None:
+    spec = ComputeSpec(coordinator_cpus=0, gpus_per_worker=1)
+    assert slots([node(0), node(8, 1), node(8, 1)], spec) == 2
