@@ -19,9 +19,9 @@ from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import expected_mutual_information
 
+from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
-from rrcluster.report.assignments import assignment_batches, num_levels
 from rrcluster.report.labels import read_labels
 
 Contingency = npt.NDArray[np.int64]  # (classes, clusters)
@@ -141,11 +141,12 @@ def evaluate_run(store: Store, labels: pa.Table, seed: int, bootstraps: int) -> 
 
     Raises UserError when columns are missing, nothing matches, or the run has no assignments.
     """
-    known, levels = read_labels(labels), num_levels(store)
+    known, now = read_labels(labels), current(store)
+    levels = now.levels
     columns = [f"level_{level}" for level in range(levels)]
     counts: list[Counter[tuple[int, int]]] = [Counter() for _ in columns]
     samples = matched = 0
-    for batch in assignment_batches(store, [known.column, *columns]) if levels else ():
+    for batch in now.batches([known.column, *columns]) if levels else ():
         codes = known.codes_of(batch[known.column])
         samples += len(codes)
         labelled = codes >= 0

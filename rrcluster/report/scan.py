@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rrcluster.io import tables
+from rrcluster.io.current import Current
 from rrcluster.io.store import Store
-from rrcluster.report.assignments import assignment_batches
 from rrcluster.report.duplicates import DuplicateCounter, Duplicates
 
 BINS = 10  # of the confidence histogram, over 0..1
@@ -50,7 +50,7 @@ class Scan:
     duplicates: Duplicates
 
 
-def scan_assignments(store: Store, leaf_ids: npt.NDArray[np.int64], level: int) -> Scan:
+def scan_assignments(now: Current, leaf_ids: npt.NDArray[np.int64], level: int) -> Scan:
     """Stream the assignments; ``leaf_ids`` are the clusters of the finest ``level``.
 
     Rows of clusters that are not among them (retired since) count in ``rows`` only.
@@ -60,7 +60,7 @@ def scan_assignments(store: Store, leaf_ids: npt.NDArray[np.int64], level: int) 
     column = f"level_{level}"
     columns = ("sample_id", "shard", "row", column, "confidence", "outlier")
     duplicates, top, rows = DuplicateCounter(), _no_rows(columns), 0
-    for batch in assignment_batches(store, columns):
+    for batch in now.batches(columns):
         batch = batch.cast(top.schema)
         rows += len(batch)
         duplicates.add(batch["sample_id"])
@@ -82,7 +82,7 @@ def scan_assignments(store: Store, leaf_ids: npt.NDArray[np.int64], level: int) 
         rows,
         leaf_ids,
         histogram.reshape(-1, BINS),
-        tuple(_with_captions(store, found)),
+        tuple(_with_captions(now.store, found)),
         duplicates.result(),
     )
 

@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rrcluster.io import tables
+from rrcluster.io.current import Current, current
 from rrcluster.io.store import Store
-from rrcluster.report.assignments import assignment_files, num_levels
 from rrcluster.report.duplicates import Duplicates
 from rrcluster.report.progress import Progress, read_progress
 from rrcluster.report.scan import (
@@ -116,13 +115,14 @@ class Summary:
 def gather(store: Store) -> Summary:
     """Read the run. Raises UserError when the folder holds no run."""
     progress = read_progress(store)
-    levels = num_levels(store)
+    now = current(store)
+    store, levels = now.store, now.levels
     scan: Scan | None = None
-    if levels and assignment_files(store):
-        leaves = _level(store, levels - 1, ["cluster_id"])["cluster_id"].to_numpy()
-        scan = scan_assignments(store, leaves, levels - 1)
+    if levels and now.assignments:
+        leaves = now.clusters(levels - 1, ["cluster_id"])["cluster_id"].to_numpy()
+        scan = scan_assignments(now, leaves, levels - 1)
     bad, bad_examples = scan_bad(store)
-    roots, sizes = read_tree(store, levels, scan)
+    roots, sizes = read_tree(now, scan)
     curve, history = "model/count/curve.json", "model/refine/history.json"
     return Summary(
         progress=progress,
@@ -148,19 +148,15 @@ def _known(kind: type[T], values: Mapping[str, Any]) -> T:
     return kind(**{n: v for n, v in values.items() if n in names})
 
 
-def _level(store: Store, level: int, columns: Sequence[str] | None = None) -> pa.Table:
-    return tables.read_table(store, f"clusters/level={level}.parquet", columns)
-
-
 def read_tree(
-    store: Store, levels: int, scan: Scan | None = None
+    now: Current, scan: Scan | None = None
 ) -> tuple[tuple[Cluster, ...], tuple[npt.NDArray[np.int64], ...]]:
     """The shown part of the tree, built from its leaves up, and the sizes of every level."""
-    examples = _examples(store)
+    levels, examples = now.levels, _examples(now.store)
     sizes: list[npt.NDArray[np.int64]] = []
     below: dict[int | None, list[Cluster]] = {}
     for level in reversed(range(levels)):
-        table = _level(store, level)
+        table = now.clusters(level)
         size = table["size"].to_numpy()
         sizes.insert(0, -np.sort(-size))
         total = max(int(size.sum()), 1)

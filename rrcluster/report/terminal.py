@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.report import advice
-from rrcluster.report.assignments import num_levels
 from rrcluster.report.progress import Progress, Stage, read_progress
 from rrcluster.report.summary import Cluster, Summary, read_tree
 from rrcluster.report.words import duration, percent, significant
@@ -25,7 +25,7 @@ def clusters_table(source: Summary | Store) -> Table:
     if isinstance(source, Summary):
         roots, count = source.roots, source.num_leaves
     else:
-        roots, sizes = read_tree(source, num_levels(source))
+        roots, sizes = read_tree(current(source))
         count = len(sizes[-1]) if sizes else 0
     table = Table(title="Clusters", title_justify="left", box=None, pad_edge=False)
     table.add_column("cluster", overflow="fold")

@@ -17,6 +17,7 @@ from rrcluster import __version__
 from rrcluster.config import Config, identity, identity_hash, redacted
 from rrcluster.io import tables
 from rrcluster.io.corpus import CorpusSpec
+from rrcluster.io.current import current, manifest, manifest_name
 from rrcluster.io.manifest import corpus_fingerprint, list_shards
 from rrcluster.io.store import Store
 from rrcluster.records import Shard, UserError
@@ -24,7 +25,7 @@ from rrcluster.records import Shard, UserError
 log = logging.getLogger("rrcluster")
 
 RECORD = "run.json"
-MANIFEST = "manifest/increment=00000.parquet"
+MANIFEST = manifest_name(0)
 PACKAGES = ("torch", "open_clip_torch", "timm", "ray", "pyarrow", "numpy", "pillow")
 
 
@@ -49,7 +50,7 @@ def open_run(config: Config) -> tuple[Run, Record]:
     if record is not None:
         record.refuse_other_settings(config)
     if record is not None and store.exists(MANIFEST):
-        shards = read_manifest(store)
+        shards = manifest(store, 0)
         run = Run(store, for_shards(config, shards), shards)
         record.note("config", redacted(config))
         log.info("resuming the run in %s: %d shards", config.run_dir, len(run.shards))
@@ -107,13 +108,7 @@ def existing_run(config: Config) -> tuple[Run, Record]:
     assert record is not None, "existing_store has seen the record"
     corpus = record.content["config"]["corpus"] | {"storage_options": config.corpus.storage_options}
     stored = dataclasses.replace(config, corpus=CorpusSpec(**corpus))
-    shards = read_manifest(store) if store.exists(MANIFEST) else ()
-    return Run(store, stored, shards), record
-
-
-def read_manifest(store: Store) -> tuple[Shard, ...]:
-    rows = tables.read_table(store, MANIFEST).to_pylist()
-    return tuple(Shard(r["shard"], r["uri"], r["format"], r["num_bytes"], r["etag"]) for r in rows)
+    return Run(store, stored, current(store).shards), record
 
 
 def split_evenly(shards: tuple[Shard, ...], parts: int) -> list[list[Shard]]:
