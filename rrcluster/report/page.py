@@ -23,9 +23,11 @@ from rrcluster.io.store import Store
 from rrcluster.report import advice, words
 from rrcluster.report.plots import charts
 from rrcluster.report.scan import Example
+from rrcluster.report.section import Part, Section
 from rrcluster.report.summary import SHOWN, Cluster, Summary, gather
 from rrcluster.report.thumbnails import Album, Ref, choose
 
+SECTIONS: tuple[Section, ...] = ()  # of other jobs, in reading order; see section.py
 MEGABYTE = 1_000_000
 GATES_SHOWN = 200
 WITHOUT_PICTURE = 4  # examples listed by caption alone in a cluster that has no thumbnails
@@ -51,25 +53,37 @@ def build_report(
     when the folder holds no run.
     """
     summary = gather(store)
+    parts = read_parts(store, summary)
     limit = int(max_megabytes * MEGABYTE)
     with_charts = True
-    bare = len(_render(summary, Album(), with_charts).encode())
+    bare = len(_render(summary, parts, Album(), with_charts).encode())
     if bare > limit:
         with_charts = False
-        bare = len(_render(summary, Album(), with_charts).encode())
-    album = choose(summary, thumbnails, limit - bare)
-    page = _render(summary, album, with_charts)
+        bare = len(_render(summary, parts, Album(), with_charts).encode())
+    album = choose(summary, thumbnails, limit - bare, examples_of(parts))
+    page = _render(summary, parts, album, with_charts)
     while len(page.encode()) > limit and album.uris:  # a sample may be shown at several places
         kept = dict(list(album.uris.items())[: len(album.uris) * 9 // 10])
         dropped = len(album.uris) - len(kept)
         album = replace(album, uris=kept, left_out=album.left_out + dropped)
-        page = _render(summary, album, with_charts)
+        page = _render(summary, parts, album, with_charts)
     return page
 
 
-def _render(summary: Summary, album: Album, with_charts: bool) -> str:
+def read_parts(store: Store, summary: Summary) -> list[Part]:
+    """The sections that this run has something to show in."""
+    found = ((section, section.read(store, summary)) for section in SECTIONS)
+    return [Part(section, content) for section, content in found if content is not None]
+
+
+def examples_of(parts: Sequence[Part]) -> list[Example]:
+    return [example for part in parts for example in part.content.examples]
+
+
+def _render(summary: Summary, parts: Sequence[Part], album: Album, with_charts: bool) -> str:
     script = _source("page.js")
     drawn = charts(summary)
+    every = [*drawn, *(chart for part in parts for chart in part.content.charts)]
     content: str = (
         _environment()
         .get_template("report.html.j2")
@@ -81,13 +95,17 @@ def _render(summary: Summary, album: Album, with_charts: bool) -> str:
             noun=advice.noun(summary.progress),
             reconciliation=advice.reconciliation(summary.progress),
             missing=advice.missing_parts(summary.progress),
-            steps=advice.next_steps(summary.progress, summary),
+            steps=[
+                *advice.next_steps(summary.progress, summary),
+                *(step for part in parts for step in part.content.steps),
+            ],
+            parts=parts,
             reasons=REASONS,
             gates_shown=GATES_SHOWN,
             max_shown=SHOWN,
             num_gates_accepted=sum(g.accepted for g in summary.gates),
             charts=drawn,
-            figures={c.name: c.figure for c in drawn} if with_charts else {},
+            figures={c.name: c.figure for c in every} if with_charts else {},
             with_charts=with_charts,
             settings=list(_flat(summary.progress.record.get("config", {}))),
             largest=[max(int(sizes[0]), 1) / max(int(sizes.sum()), 1) for sizes in summary.sizes],

@@ -30,9 +30,14 @@ class Album:
         return self.uris.get((example.shard, example.row), "")
 
 
-def choose(summary: Summary, thumbnails: Thumbnails, budget: int) -> Album:
-    """As many thumbnails as fit ``budget`` bytes: every cluster's first before anyone's second."""
-    order = list(dict.fromkeys((e.shard, e.row) for e in by_importance(summary)))
+def choose(
+    summary: Summary, thumbnails: Thumbnails, budget: int, others: Sequence[Example] = ()
+) -> Album:
+    """As many thumbnails as fit ``budget`` bytes: every cluster's first before anyone's second.
+
+    ``others`` are samples that sections of other jobs show.
+    """
+    order = list(dict.fromkeys((e.shard, e.row) for e in by_importance(summary, others)))
     asked = order[: max(budget, 0) // SMALLEST]
     found = thumbnails(asked) if asked else {}
     uris: dict[Ref, str] = {}
@@ -51,13 +56,14 @@ def choose(summary: Summary, thumbnails: Thumbnails, budget: int) -> Album:
     return Album(uris, len(order), left_out, len(asked) - there)
 
 
-def by_importance(summary: Summary) -> Iterable[Example]:
+def by_importance(summary: Summary, others: Sequence[Example] = ()) -> Iterable[Example]:
     """Examples in the order in which they deserve a thumbnail."""
     leaves = sorted(summary.leaves, key=lambda c: (-c.size, c.cluster_id))
     exemplars = [c.exemplars for c in leaves]
     borderline = [c.borderline for c in leaves]
     yield from _across(exemplars, 0, 4)
     yield from summary.outliers
+    yield from others
     yield from _across(borderline, 0, 3)
     yield from _across(exemplars, 4, None)
     yield from _across(borderline, 3, None)

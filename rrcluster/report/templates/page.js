@@ -113,7 +113,10 @@
     const { data, layout } = JSON.parse(JSON.stringify(figure));
     for (const trace of data) {
       const role = trace.meta;
-      const fill = { accepted: c.good, refused: c.warn, chosen: c.warn }[role] || c.accent;
+      const fill = {
+        accepted: c.good, good: c.good, refused: c.warn, chosen: c.warn, warn: c.warn,
+        before: c.muted, muted: c.muted,
+      }[role] || c.accent;
       trace.marker = { ...trace.marker, color: fill };
       trace.line = { ...trace.line, color: fill, width: 2.5 };
       if (role === "line") trace.marker.size = 6;
