@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from job_zygote import Job, Zygote
 
 from rrcluster.io.drawn_corpus import draw_corpus
 
@@ -37,28 +39,41 @@ class Result:
 
 def job(name: str, *overrides: str, cwd: Path | None = None, timeout: float = 300) -> Result:
     """Run ``python -m pipelines.<name>`` as a user would."""
-    found = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{name}", *overrides],
-        capture_output=True, text=True, timeout=timeout, cwd=cwd,
-        env=os.environ | {"COLUMNS": "120"},
-    )  # fmt: skip
-    return Result(found.returncode, found.stdout, found.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        started = _zygote().start(name, overrides, out, err, cwd or Path.cwd())
+        try:
+            status = started.wait(timeout)
+        except TimeoutError:
+            os.killpg(started.pid, signal.SIGKILL)
+            raise AssertionError(f"{name} took over {timeout} s: {err.read_text()}") from None
+        return Result(status, out.read_text(), err.read_text())
+
+
+def start_job(name: str, *overrides: str, err: str = os.devnull) -> Job:
+    """Start the job as the head of a process group, and go on."""
+    return _zygote().start(name, overrides, Path(os.devnull), Path(err), Path.cwd())
 
 
 def kill_when(path: Path, *overrides: str) -> None:
     """Start the main job and kill it with all its processes as soon as ``path`` appears."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cluster", *overrides],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    wait_for(process, path)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    started = start_job("cluster", *overrides)
+    wait_for(started, path)
+    with suppress(ProcessLookupError):  # it has ended already
+        os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
 
 
-def wait_for(process: subprocess.Popen[Any], path: Path) -> None:
-    while process.poll() is None and not path.exists():
-        time.sleep(0.002)
+def wait_for(started: Job, path: Path) -> None:
+    while started.poll() is None and not path.exists():
+        time.sleep(0.001)
+
+
+@functools.cache
+def _zygote() -> Zygote:
+    zygote = Zygote().__enter__()
+    atexit.register(zygote.__exit__)
+    return zygote
 
 
 def resume_to_the_same(run_dir: Path, finished: Path, *overrides: str) -> None:

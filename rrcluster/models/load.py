@@ -1,10 +1,13 @@
-"""From settings to a model: the one place that knows which module serves which kind."""
+"""From settings to a model: the one place that knows which module serves which kind.
+
+open_clip and timm are imported only where a model is asked for: they take seconds, and most
+processes of a job (the driver, k-means workers, writers) never need them.
+"""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from rrcluster.models import clip, timm
 from rrcluster.models.encoder import (
     Encoder,
     EncoderSpec,
@@ -22,8 +25,12 @@ def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
     check(spec)
     dtype_for(spec.precision, device)  # a wrong precision is said before weights are read
     if spec.kind == "timm":
+        from rrcluster.models import timm
+
         loaded = timm.load_images(spec, device)
     else:
+        from rrcluster.models import clip
+
         loaded = clip.load_images(spec, device)
     return TorchEncoder(loaded, spec.batch_size, spec.precision, device)
 
@@ -32,15 +39,23 @@ def pixel_facts(spec: EncoderSpec) -> PixelFacts:
     """(size, resize, interpolation) of the model, without loading its weights."""
     check(spec)
     if spec.kind == "timm":
+        from rrcluster.models import timm
+
         return timm.look(spec).pixels
+    from rrcluster.models import clip
+
     return clip.look(spec).pixels
 
 
 def load_text_tower(spec: EncoderSpec, device: str) -> TextTower | None:
     """Where captions get text vectors from; None when the encoder has no text side."""
-    if spec.text is None:
-        return clip.load_texts(spec, device) if spec.kind in ("tiny", "open_clip") else None
-    if spec.text.endswith(".npz"):
+    if spec.text is not None and spec.text.endswith(".npz"):
         x, names = read_arrays("encoder.text", spec.text, ("x", "name"))
         return FixedTexts([str(name) for name in names], cast(Any, x))
+    if spec.text is None and spec.kind not in ("tiny", "open_clip"):
+        return None
+    from rrcluster.models import clip
+
+    if spec.text is None:
+        return clip.load_texts(spec, device)
     return clip.load_named_tower(spec, device)

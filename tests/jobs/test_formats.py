@@ -75,11 +75,13 @@ def test_a_named_open_clip_model_with_a_local_checkpoint_does_the_whole_job(
             "ViT-S-32-alt"
         )  # random weights: the way is tested, not names
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "words.txt").write_text("circle\nsquare\nstar\nwood\nsky\n")
     run_dir = tmp_path / "run"
     result = job(
         "cluster", f"corpus.uri={drawn}/0000[01].tar", f"run_dir={run_dir}", "k=3",
         "encoder=open_clip", "encoder.model=ViT-S-32-alt",
-        f"encoder.checkpoint={tmp_path / 'weights.safetensors'}", *in_process(),
+        f"encoder.checkpoint={tmp_path / 'weights.safetensors'}",
+        f"caption.vocabulary={tmp_path / 'words.txt'}", *in_process(),
     )  # fmt: skip
     assert result.status == 0, result.err
     assert np.load(run_dir / "embeddings/000000.npy").shape == (40, 256)

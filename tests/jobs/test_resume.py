@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 
 import pytest
-from job_fixtures import in_process, kill_when, resume_to_the_same, wait_for
+from job_fixtures import in_process, kill_when, resume_to_the_same, start_job, wait_for
 
 # A file or folder whose appearance says that the stage has begun to publish.
 MOMENTS = {
@@ -35,15 +34,13 @@ def test_a_driver_killed_in_a_stage_goes_on_to_the_same_output(
 
 def test_sigterm_stops_cleanly_and_says_how_to_go_on(drawn, tmp_path) -> None:
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}",
-         "k=3", *in_process()],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    wait_for(process, run_dir / "samples/000000.parquet")
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "goes on where it was" in err
-    assert "Traceback" not in err
+    err = tmp_path / "err"
+    started = start_job(
+        "cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=3", *in_process(), err=str(err)
+    )
+    wait_for(started, run_dir / "samples/000000.parquet")
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.wait(60) == 1
+    assert "goes on where it was" in err.read_text()
+    assert "Traceback" not in err.read_text()
     assert not list(run_dir.rglob(".*"))  # no half-written file is left
