@@ -64,7 +64,10 @@ class UserError(Exception):
         self.setting, self.value, self.remedy = setting, value, remedy
 
     def __str__(self) -> str:
-        return " ".join(f"{self.setting}={self.value}: {self.remedy}".split())
+        line = f"{self.setting}={self.value}: {self.remedy}"
+        if "storage_options" in self.setting:  # its value may be a secret, also in the remedy
+            line = f"{self.setting}=***: {self.remedy}".replace(str(self.value), "***")
+        return " ".join(line.split())
 
 
 def setting(default: Any, help: str) -> Any:

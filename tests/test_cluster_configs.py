@@ -1,100 +1,180 @@
 """The cluster files hold to their schemas, name real modules, and carry nothing secret or public.
 
-The launcher file is checked by the validation that Ray itself ships. The facts about RayJob come
-from KubeRay's API reference for ray.io/v1 (docs.ray.io, "KubeRay CRD API reference", v1.6.2).
+The launcher files are checked by the validation that Ray itself ships, the Kubernetes ones by
+``kuberay_schema``.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 import shlex
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kuberay_schema
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from rrcluster.config import load
 
-FOLDER = Path(__file__).resolve().parents[1] / "cluster_configs"
-FILES = sorted(FOLDER.glob("*.yaml"))
-JOB_FIELDS = {
-    "entrypoint", "runtimeEnvYAML", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
-    "backoffLimit", "activeDeadlineSeconds", "rayClusterSpec", "submissionMode",
-}  # fmt: skip
-CLUSTER_FIELDS = {
-    "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec",
-    "workerGroupSpecs",
-}  # fmt: skip
+REPOSITORY = Path(__file__).resolve().parents[1]
+FOLDER = REPOSITORY / "cluster_configs"
+KUBERNETES = sorted(FOLDER.glob("kuberay-*.yaml"))
+LAUNCHERS = ["aws-gpu.yaml", "gcp-gpu.yaml", "laptop.yaml"]
+CLOUDS = LAUNCHERS[:2]
+FILES = [*sorted(FOLDER.glob("*.yaml")), FOLDER / "Dockerfile"]
 
 
 def read(name: str) -> dict[str, Any]:
     return yaml.safe_load((FOLDER / name).read_text())
 
 
-def test_the_launcher_file_passes_rays_own_validation() -> None:
-    validate_config(prepare_config(read("aws-gpu.yaml")))
+def documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in KUBERNETES:
+        for document in yaml.safe_load_all(path.read_text()):
+            yield path.name, document
 
 
-def test_the_launcher_grows_on_spot_gpus_within_limits_and_needs_no_keys() -> None:
-    config = read("aws-gpu.yaml")
+def ray_jobs() -> list[dict[str, Any]]:
+    return [d["spec"] for _, d in documents() if d["kind"] == "RayJob"]
+
+
+def ray_clusters() -> list[dict[str, Any]]:
+    standing = [d["spec"] for _, d in documents() if d["kind"] == "RayCluster"]
+    return standing + [job["rayClusterSpec"] for job in ray_jobs()]
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_launcher_file_passes_rays_own_validation(name: str) -> None:
+    validate_config(prepare_config(read(name)))
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_cloud_file_grows_on_spot_gpus_within_limits_and_needs_no_keys(name: str) -> None:
+    config = read(name)
     head, gpu = (config["available_node_types"][n] for n in (config["head_node_type"], "gpu"))
-    assert gpu["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+    assert re.search(r"\bspot\b", str(gpu["node_config"]), re.IGNORECASE)
+    assert not re.search(r"\bspot\b", str(head["node_config"]), re.IGNORECASE)
     assert 0 == gpu["min_workers"] < gpu["max_workers"] <= config["max_workers"]
-    assert "InstanceMarketOptions" not in head["node_config"]
-    assert head["resources"]["CPU"] >= 2  # the coordinator and a reader
-    assert all("IamInstanceProfile" in n["node_config"] for n in (head, gpu))
+    assert all(re.search("IamInstanceProfile|serviceAccounts", str(n)) for n in (head, gpu))
 
 
-def test_every_ray_of_the_launcher_asks_for_the_token() -> None:
-    config = read("aws-gpu.yaml")
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_the_head_does_no_heavy_work(name: str) -> None:
+    config = read(name)
+    (start,) = (c for c in config["head_start_ray_commands"] if "ray start" in c)
+    assert "--num-cpus=0" in start
+    if name in CLOUDS:
+        assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_ray_of_a_launcher_asks_for_the_token_and_bounds_its_retries(name: str) -> None:
+    config = read(name)
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     starts = [command for command in starts if "ray start" in command]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert all("RAY_task_oom_retries=4" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
-def test_the_rayjob_has_the_fields_that_kuberay_knows() -> None:
-    job = read("kuberay-rayjob.yaml")
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job["metadata"]["name"])
-    assert set(job["spec"]) <= JOB_FIELDS
-    cluster = job["spec"]["rayClusterSpec"]
-    assert set(cluster) <= CLUSTER_FIELDS
-    assert cluster["authOptions"]["mode"] == "token"
-    assert job["spec"]["shutdownAfterJobFinishes"]  # else the time to live does nothing
-    assert job["spec"]["ttlSecondsAfterFinished"] > 0
-    for group in cluster["workerGroupSpecs"]:
-        assert group["groupName"]
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_launcher_installs_the_packages_that_the_project_asks_for(name: str) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    installed = " ".join(read(name)["setup_commands"])
+    for line in project["dependencies"]:
+        package = line.split(";")[0].strip().replace(" ", "")
+        # Ray is in the image; GPU machines are Linux.
+        if not package.startswith(("ray[", "faiss-cpu")):
+            assert f'"{package}"' in installed, f"{name} lacks {package}"
 
 
-def test_every_pod_of_the_rayjob_states_its_resources() -> None:
-    cluster = read("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]
-    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
-        assert all(isinstance(v, str) for v in group["rayStartParams"].values())
-        pod = group["template"]["spec"]
-        assert pod["serviceAccountName"]
-        for container in pod["containers"]:
-            resources = container["resources"]
-            assert {"cpu", "memory"} <= set(resources["requests"])
-            assert resources["limits"] == resources["requests"]
-    workers = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    assert workers["resources"]["limits"]["nvidia.com/gpu"] == 1
+def test_what_names_a_version_of_ray_names_the_same_one_and_the_project_allows_it() -> None:
+    named = re.findall(r"ray:(2\.\d+\.\d+)-py311", "".join(p.read_text() for p in FILES))
+    named += [cluster["rayVersion"] for cluster in ray_clusters()]
+    assert set(named) == {"2.60.0"}
+    assert ray.__version__.split(".")[:2] == ["2", "60"]
 
 
-def test_the_rayjob_runs_a_real_module_with_settings_that_exist_and_fit() -> None:
-    spec = read("kuberay-rayjob.yaml")["spec"]
-    python, flag, module, *overrides = shlex.split(spec["entrypoint"])
-    assert (python, flag) == ("python", "-m")
-    assert importlib.util.find_spec(module) is not None
-    config = load(overrides)
-    assert config.compute.address == "auto"
-    room = spec["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"]
-    assert config.compute.workers == room
+@pytest.mark.parametrize("path", KUBERNETES, ids=lambda p: p.name)
+def test_a_kubernetes_file_holds_to_its_schema(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text()):
+        assert kuberay_schema.errors(document) == []
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
+
+
+def test_the_schema_refuses_what_an_api_server_would() -> None:
+    good = next(d for _, d in documents() if d["kind"] == "RayJob")
+    for path, value, said in [
+        (("spec", "ttlSecondsAfterFinish"), 5, "no known field"),
+        (("spec", "backoffLimit"), "1", "no int"),
+        (("spec", "rayClusterSpec", "authOptions", "mode"), "on", "one of"),
+        (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams"), {"num-cpus": 0}, "strings"),
+        (("apiVersion",), "ray.io/v2", "no kind"),
+    ]:
+        bad = copy.deepcopy(good)
+        inner = bad
+        for name in path[:-1]:
+            inner = inner[name]
+        inner[path[-1]] = value
+        (found,) = kuberay_schema.errors(bad)
+        assert said in found
+
+
+def test_every_ray_cluster_asks_for_a_token_keeps_its_head_free_and_bounds_its_workers() -> None:
+    assert ray_clusters()
+    for cluster in ray_clusters():
+        assert cluster["authOptions"]["mode"] == "token"
+        assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+        for group in cluster["workerGroupSpecs"]:
+            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] <= 64
+        for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+            pod = group["template"]["spec"]
+            assert pod["serviceAccountName"]
+            for container in pod["containers"]:
+                resources = container["resources"]
+                assert {"cpu", "memory"} <= set(resources["requests"])
+                assert resources["limits"] == resources["requests"]
+                assert {"name": "RAY_task_oom_retries", "value": "4"} in container["env"]
+        gpus = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+        assert gpus["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_a_rayjob_runs_a_real_module_with_settings_that_exist_and_fit() -> None:
+    assert ray_jobs()
+    for spec in ray_jobs():
+        assert spec["shutdownAfterJobFinishes"]  # else the time to live does nothing
+        assert spec["ttlSecondsAfterFinished"] > 0
+        python, flag, module, *overrides = shlex.split(spec["entrypoint"])
+        assert (python, flag) == ("python", "-m")
+        assert importlib.util.find_spec(module) is not None
+        config = load(overrides)
+        assert config.compute.address == "auto"
+        room = spec["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"]
+        assert config.compute.workers == room
+
+
+def test_the_image_holds_the_project_and_runs_as_no_root() -> None:
+    lines = (FOLDER / "Dockerfile").read_text().splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users[-1] == "ray"
+    copied = " ".join(line for line in lines if line.startswith("COPY"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "rrcluster", "pipelines"):
+        assert f" {name}" in copied
+        assert (REPOSITORY / name).exists()
+
+
+def test_the_readme_names_every_file() -> None:
+    text = (FOLDER / "README.md").read_text()
+    assert [p.name for p in FILES if f"`{p.name}`" not in text] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
@@ -102,6 +182,7 @@ def test_no_secret_and_no_public_address_stands_in_the_file(path: Path) -> None:
     text = path.read_text()
     assert "0.0.0.0" not in text
     assert not re.search(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b", text)
+    assert "PRIVATE KEY" not in text
     assert not re.search(r"(?i)\b(password|secret_access_key|auth_token)\s*[:=]\s*\S", _plain(text))
     assert "LoadBalancer" not in text
     assert "NodePort" not in text
