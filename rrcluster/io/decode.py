@@ -24,6 +24,9 @@ from rrcluster.records import BadReason
 # Nothing else is opened: some of PIL's other formats run programs (EPS) or hold no photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+# Each scan of a progressive JPEG is a pass over all of its pixels; cameras and encoders write about
+# ten. Some kilobytes with thousands of scans would keep a core busy for hours.
+MAX_SCANS = 200
 _ORIENTATION = 0x0112  # EXIF tag
 _WARNINGS = threading.Lock()  # warnings.catch_warnings is not safe in threads by itself
 
@@ -89,6 +92,8 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
         )
     if image.width < 1 or image.height < 1:
         raise Undecodable("decode", f"{image.width}x{image.height} pixels")
+    if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+        raise Undecodable("too_large", f"a JPEG of more than {MAX_SCANS} scans")
     return image
 
 

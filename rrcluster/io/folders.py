@@ -8,6 +8,7 @@ all of its files are found again from that, by listing only the folders between 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +18,11 @@ from urllib.parse import quote, unquote
 
 import xxhash
 from fsspec import AbstractFileSystem
-from fsspec.utils import glob_translate
+from fsspec.utils import get_protocol, glob_translate
 
 from rrcluster.io.corpus import CorpusSpec
-from rrcluster.io.listing import Found, Listing, uri_of
+from rrcluster.io.listing import Listing, uri_of
+from rrcluster.io.retry import ShortRead, of_storage, passing, persistently
 from rrcluster.io.source import (
     IMAGE_SUFFIXES,
     MAX_IMAGE_BYTES,
@@ -32,7 +34,7 @@ from rrcluster.io.source import (
     one_line,
     unreadable,
 )
-from rrcluster.io.store import filesystem
+from rrcluster.io.store import LOCAL_PROTOCOLS, filesystem
 from rrcluster.records import Shard
 
 Parts = tuple[str, ...]  # a path relative to the root, folder by folder
@@ -106,16 +108,17 @@ def image_shards(
         ends = next((k for k in kept if k.first <= run[0] <= k.last), None)
         ends = ends or _Run(root, run[0], run[-1], listing.pattern)
         texts = (captions.get(_caption_of(parts)) for parts in run)
-        files = [(parts, images[parts]) for parts in run]
-        files += [(parts, text) for parts, text in zip(run, texts, strict=True) if text]
+        files = [(parts, images[parts].size) for parts in run]
+        files += [(parts, text.size) for parts, text in zip(run, texts, strict=True) if text]
         found.append((ends.uri, sum(images[parts].size for parts in run), _etag(files)))
     return found
 
 
-def _etag(files: Sequence[tuple[Parts, Found]]) -> str:
+def _etag(files: Sequence[tuple[Parts, int]]) -> str:
+    """From names and sizes: the images first, then those that have a caption and its size."""
     digest = xxhash.xxh3_128()
-    for parts, file in files:
-        digest.update(f"{_quote(parts)} {file.size}\n".encode())
+    for parts, size in files:
+        digest.update(f"{_quote(parts)} {size}\n".encode())
     return digest.hexdigest()
 
 
@@ -124,9 +127,13 @@ def iter_folder(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
     run = _Run.parse(shard.uri)
     fs, root = filesystem(run.root, spec.storage_options)
     try:
-        entries = dict(_between(fs, root.rstrip("/"), run, ()))
-    except OSError as error:
-        raise unreadable(run.root, error) from error
+        entries = persistently(
+            lambda: dict(_between(fs, root.rstrip("/"), run, ())), _pauses(run.root)
+        )
+    except Exception as error:
+        if of_storage(error):
+            raise unreadable(run.root, error) from error
+        raise
     images = [parts for parts in sorted(entries) if run.first <= parts <= run.last
               and is_image(parts[-1])]  # fmt: skip
     if run.pattern:
@@ -134,15 +141,21 @@ def iter_folder(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
         images = [parts for parts in images if matches(entries[parts]["name"])]
     if not images:
         raise Damaged("read", f"none of the files is left in {run.root}")
+    files = [parts for parts in images if entries[parts]["type"] == "file"]  # no broken link
+    listed = [(parts, _size(entries[parts])) for parts in files]
+    captions = [(p, _size(entries[t])) for p in files if (t := _caption_of(p)) in entries]
     for start, batch in _batches(images, entries):
         texts = [_caption_of(parts) for parts in batch]
         texts = [t for t in texts if t in entries and _size(entries[t]) <= MAX_TEXT_BYTES]
         wanted = [parts for parts in batch if _size(entries[parts]) <= MAX_IMAGE_BYTES] + texts
-        content = dict(zip(wanted, _fetch(fs, [entries[p]["name"] for p in wanted]), strict=True))
+        content = dict(zip(wanted, _fetch(fs, wanted, entries, _pauses(run.root)), strict=True))
         for row, parts in enumerate(batch, start):
             text = content.get(_caption_of(parts))
             caption = caption_text(text) if isinstance(text, bytes) else None
             yield _raw(row, parts, content.get(parts), caption, _size(entries[parts]))
+    # A glob lists no captions: what was listed then are the images alone.
+    if shard.etag and shard.etag not in (_etag(listed + captions), _etag(listed)):
+        raise Damaged("read", f"files of {run.root} were added, removed or changed after listing")
 
 
 def _raw(
@@ -188,11 +201,39 @@ def _batches(
     yield start, batch
 
 
-def _fetch(fs: AbstractFileSystem, paths: list[str]) -> list[bytes | Exception]:
-    """Whole files; cat() would read brackets in a name as a glob."""
-    none = [None] * len(paths)
-    content: list[bytes | Exception] = fs.cat_ranges(paths, none, none, on_error="return")
-    return content
+def _fetch(
+    fs: AbstractFileSystem,
+    wanted: Sequence[Parts],
+    entries: dict[Parts, dict[str, Any]],
+    pauses: Sequence[float] | None,
+) -> list[bytes | Exception]:
+    """Whole files, each with its content or why there is none; those that fail are tried again."""
+    found: dict[Parts, bytes | Exception] = {}
+
+    def fetch() -> None:
+        rest = [p for p in wanted if p not in found or _may_pass(found[p])]
+        none = [None] * len(rest)  # not cat(): it would read brackets in a name as a glob
+        names = [entries[p]["name"] for p in rest]
+        answers = fs.cat_ranges(names, none, none, on_error="return")
+        for parts, answer in zip(rest, answers, strict=True):
+            if isinstance(answer, bytes) and len(answer) < _size(entries[parts]):
+                answer = ShortRead(f"{len(answer)} of {_size(entries[parts])} bytes")
+            found[parts] = answer
+        failed = next((a for a in map(found.__getitem__, rest) if _may_pass(a)), None)
+        if isinstance(failed, Exception):
+            raise failed
+
+    with contextlib.suppress(Exception):  # every file has its own answer in ``found``
+        persistently(fetch, pauses)
+    return [found[parts] for parts in wanted]
+
+
+def _may_pass(answer: bytes | Exception) -> bool:
+    return isinstance(answer, Exception) and passing(answer)
+
+
+def _pauses(uri: str) -> Sequence[float] | None:
+    return () if get_protocol(uri) in LOCAL_PROTOCOLS else None
 
 
 def _size(entry: dict[str, Any]) -> int:

@@ -5,11 +5,11 @@ Why a row is bad:
 - ``decode``: an image that is damaged, cut short or empty;
 - ``unsupported``: bytes that are no image of a known format, or a colour space that RGB cannot be
   made from;
-- ``too_large``: more pixels than ``corpus.max_pixels`` (refused by its header, never decoded), or
-  over 1 GiB of bytes;
+- ``too_large``: more pixels than ``corpus.max_pixels`` (refused by its header, never decoded),
+  over 1 GiB of bytes, or a JPEG of hundreds of scans;
 - ``missing_image``: a sample with a caption but no image, a null in Parquet;
 - ``truncated``: the *shard* ends early; one row after all that could be read;
-- ``read``: a file that is gone or cannot be opened at all.
+- ``read``: a file that is gone, is another one than was listed, or cannot be opened at all.
 """
 
 from __future__ import annotations

@@ -5,14 +5,15 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import xxhash
 from fsspec import AbstractFileSystem
 
-from rrcluster.io.source import one_line
+from rrcluster.io.retry import SHORT, of_storage, persistently
+from rrcluster.io.source import etag_of, one_line
 from rrcluster.io.store import LOCAL_PROTOCOLS, filesystem
 from rrcluster.records import UserError
 
@@ -21,8 +22,7 @@ _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _NO_CREDENTIALS = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "SSOToken",
                    "TokenRetrieval", "UnauthorizedSSO", "ProfileNotFound",
                    "DefaultCredentials")  # fmt: skip
-_STORAGE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs",
-                      "requests", "urllib3", "paramiko")  # fmt: skip
+FEW = 16  # names in one folder that are asked for one by one
 MAX_RANGE = 10_000_000  # names that a brace range may stand for
 
 
@@ -62,13 +62,35 @@ def list_files(uri: str, options: Mapping[str, Any]) -> list[Listing]:
         raise UserError("corpus.uri", "''", "set it to a folder, glob or list of image shards")
     try:
         fs, path = filesystem(uri, options)
-        found = list(_resolve(fs, path.rstrip("/") or path, uri))
+        found = persistently(lambda: list(_resolve(fs, path.rstrip("/") or path, uri)), SHORT)
     except UserError:
         raise
     except Exception as error:
         raise access_error(uri, error) from error
     if not any(listing.files for listing in found):
         raise UserError("corpus.uri", uri, "there are no files; point it at image shards")
+    return found
+
+
+def list_addresses(addresses: Sequence[str], options: Mapping[str, Any], uri: str) -> list[Listing]:
+    """The files that the lines of the list ``uri`` stand for; each folder is listed once."""
+    found: list[Listing] = []
+    plain: dict[AbstractFileSystem, list[str]] = defaultdict(list)
+    for address in addresses:
+        if _is_glob(address) or next(iter(expand_braces(address))) != address:
+            found += list_files(address, options)
+        else:
+            fs, path = filesystem(address, options)
+            plain[fs].append(path.rstrip("/") or path)
+    for fs, names in plain.items():
+        try:
+            found += persistently(partial(_all_named, fs, names, uri), SHORT)
+        except UserError:
+            raise
+        except Exception as error:
+            raise access_error(uri, error) from error
+    if not any(listing.files for listing in found):
+        raise UserError("corpus.uri", uri, "lists folders that hold no files")
     return found
 
 
@@ -93,8 +115,7 @@ def access_error(uri: str, error: Exception) -> Exception:
         return UserError("corpus.uri", uri, f"this kind of store needs another package: {text}")
     if isinstance(error, ValueError) and "rotocol" in text:
         return UserError("corpus.uri", uri, f"{text}; use a local path, s3://, gs:// or az://")
-    library = type(error).__module__.partition(".")[0]
-    if isinstance(error, OSError) or library in _STORAGE_LIBRARIES:
+    if of_storage(error):
         return UserError(
             "corpus.uri", uri, f"cannot be listed ({text}); check corpus.storage_options"
         )
@@ -148,16 +169,28 @@ def _glob(fs: AbstractFileSystem, pattern: str) -> Iterator[Listing]:
                 yield _listing(fs, path.rstrip("/"), info)
 
 
+def _all_named(fs: AbstractFileSystem, names: list[str], uri: str) -> list[Listing]:
+    return list(_named(fs, names, uri))
+
+
+def _present(fs: AbstractFileSystem, parent: str, wanted: list[str]) -> dict[str, dict[str, Any]]:
+    """What there is of the wanted names: asked one by one where that is less than a listing."""
+    if len(wanted) <= FEW:
+        infos = {name: _info(fs, name) for name in wanted}
+        return {name: info for name, info in infos.items() if info is not None}
+    try:
+        return {e["name"].rstrip("/"): e for e in fs.ls(parent, detail=True)}
+    except FileNotFoundError:
+        return {}
+
+
 def _named(fs: AbstractFileSystem, names: list[str], uri: str) -> Iterator[Listing]:
     """The files and folders with these very names; each parent folder is listed once."""
     by_parent: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_parent[posixpath.dirname(name)].append(name)
     for parent, wanted in by_parent.items():
-        try:
-            present = {e["name"].rstrip("/"): e for e in fs.ls(parent, detail=True)}
-        except FileNotFoundError:
-            present = {}
+        present = _present(fs, parent, wanted)
         missing = [name for name in wanted if name not in present]
         if missing:
             first = uri_of(fs, missing[0])
@@ -207,14 +240,4 @@ def _files(entries: Mapping[str, Mapping[str, Any]]) -> list[Found]:
 
 
 def _found(path: str, info: Mapping[str, Any]) -> Found:
-    return Found(path, int(info.get("size") or 0), _etag(info))
-
-
-def _etag(info: Mapping[str, Any]) -> str:
-    """The store's own tag, else a hash of size and time of change."""
-    for name in ("ETag", "etag", "md5Hash", "content_md5"):
-        if info.get(name):
-            return str(info[name]).strip('"')
-    times = (info.get(n) for n in ("mtime", "LastModified", "last_modified", "updated", "created"))
-    changed = next((t for t in times if t is not None), "")
-    return xxhash.xxh3_128_hexdigest(f"{info.get('size')} {changed}".encode())
+    return Found(path, int(info.get("size") or 0), etag_of(info))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import xxhash
 
 from rrcluster.io.corpus import CorpusSpec
 from rrcluster.io.folders import image_shards, is_image
-from rrcluster.io.listing import Found, Listing, list_files, uri_of
+from rrcluster.io.listing import Found, Listing, list_addresses, list_files, uri_of
+from rrcluster.io.lists import is_text_list, read_manifest_table, read_text_list
 from rrcluster.records import Shard, UserError
 
 FORMATS = ("webdataset", "parquet", "images", "embeddings")
@@ -35,9 +37,9 @@ def list_shards(spec: CorpusSpec, known: Iterable[Shard] = ()) -> list[Shard]:
     if spec.images_per_shard < 1:
         raise UserError("corpus.images_per_shard", spec.images_per_shard, "must be at least 1")
     uris = [spec.uri] if isinstance(spec.uri, str) else list(spec.uri or [""])
-    listings = [listing for uri in uris for listing in list_files(str(uri), spec.storage_options)]
-    chosen = _detect(spec, listings) if spec.format == "auto" else spec.format
-    found: dict[str, tuple[int, str]] = {}
+    listings, ready = _look_up(list(map(str, uris)), spec.storage_options)
+    chosen = _detect(spec, listings, ready) if spec.format == "auto" else spec.format
+    found = {shard.uri: (shard.num_bytes, shard.etag) for shard in ready if shard.format == chosen}
     for listing in sorted(listings, key=lambda at: uri_of(at.fs, at.root)):
         if chosen == "images":
             runs = image_shards(listing, spec.images_per_shard, known)
@@ -52,6 +54,22 @@ def list_shards(spec: CorpusSpec, known: Iterable[Shard] = ()) -> list[Shard]:
         raise UserError("corpus.uri", spec.uri, f"no {wanted} there, only {present}")
     ordered = list(found) if chosen == "images" else sorted(found)  # runs are in tree order
     return [Shard(i, uri, chosen, *found[uri]) for i, uri in enumerate(ordered)]
+
+
+def _look_up(uris: Sequence[str], options: Mapping[str, Any]) -> tuple[list[Listing], list[Shard]]:
+    """What ``corpus.uri`` stands for: files that were listed, and shards of ready manifests."""
+    listings: list[Listing] = []
+    ready: list[Shard] = []
+    for uri in uris:
+        if is_text_list(uri):
+            listings += list_addresses(read_text_list(uri, options), options, uri)
+            continue
+        shards = read_manifest_table(uri, options)
+        if shards is None:
+            listings += list_files(uri, options)
+        else:
+            ready += shards
+    return listings, ready
 
 
 def corpus_fingerprint(shards: Sequence[Shard]) -> str:
@@ -98,8 +116,8 @@ def _count(listings: Sequence[Listing]) -> Counter[str]:
     return Counter(kind for kind in kinds if kind is not None)
 
 
-def _detect(spec: CorpusSpec, listings: Sequence[Listing]) -> str:
-    kinds = _count(listings)
+def _detect(spec: CorpusSpec, listings: Sequence[Listing], ready: Sequence[Shard]) -> str:
+    kinds = _count(listings) + Counter(shard.format for shard in ready)
     for main in ("webdataset", "embeddings"):
         if set(kinds) == {main, "parquet"} and _companions(listings, main):
             del kinds["parquet"]

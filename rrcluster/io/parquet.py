@@ -39,7 +39,7 @@ def iter_parquet(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
 
     Raises UserError when the file has no usable image column.
     """
-    with Source(shard.uri, spec.storage_options) as source:
+    with Source(shard.uri, spec.storage_options, shard) as source:
         file = open_parquet(source)
         columns = find_columns(file.schema_arrow, spec, shard.uri, image=True)
         assert columns.image is not None, "detection finds an image column or raises"

@@ -10,9 +10,12 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import fsspec
+import xxhash
+from fsspec import AbstractFileSystem
 
+from rrcluster.io.retry import ShortRead, persistently
 from rrcluster.io.store import LOCAL_PROTOCOLS, filesystem
-from rrcluster.records import BadReason, UserError
+from rrcluster.records import BadReason, Shard, UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tiff", "tif")
 MAX_IMAGE_BYTES = 1 << 30  # twice the largest plain bitmap under the default max_pixels
@@ -32,6 +35,7 @@ class Raw:
     image: bytes | None = None
     uid: str | None = None  # 32 hex digits
     problem: tuple[BadReason, str] | None = None
+    extra: int = 0  # further images under the same key, which are counted and not read
 
 
 class Damaged(Exception):
@@ -46,18 +50,37 @@ class Source:
     """An open shard that remembers when it was the storage that failed, and not the content.
 
     Damaged content is a row in ``bad/``. A storage that fails in the middle (an outage, a token
-    that ran out) must not turn thousands of good rows into one bad one: it stops the job, which
-    can be resumed.
+    that ran out) must not turn thousands of good rows into one bad one: reads are tried again for
+    a while, then the job stops and can be resumed. A shard that is not the ``listed`` one any more
+    is damaged: reason ``read``.
     """
 
-    def __init__(self, uri: str, options: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, uri: str, options: Mapping[str, Any] | None, listed: Shard | None = None
+    ) -> None:
         self.uri = uri
-        fs, path = filesystem(uri, options)
-        try:
-            self._file = cast(BinaryIO, fs.open(path, "rb", block_size=_BLOCK))
-        except OSError as error:
-            raise unreadable(uri, error) from error
         self.failure: Exception | None = None
+        fs, path = filesystem(uri, options)
+        self._local = fsspec.utils.get_protocol(uri) in LOCAL_PROTOCOLS
+        try:
+            self._file = persistently(
+                lambda: cast(BinaryIO, fs.open(path, "rb", block_size=_BLOCK)), self._pauses
+            )
+            info = getattr(self._file, "details", None)  # what opening it has asked the store
+            if not isinstance(info, Mapping):
+                info = persistently(lambda: fs.info(path), self._pauses)
+        except Exception as error:
+            if isinstance(error, OSError) or not self._local:
+                raise unreadable(uri, error) from error
+            raise
+        self._size = None if self._local else info.get("size")
+        if listed is not None and changed(fs, info, listed):
+            self.close()
+            raise Damaged("read", f"{uri} is not the file that was listed: it was changed since")
+
+    @property
+    def _pauses(self) -> tuple[float, ...] | None:
+        return () if self._local else None  # a disk's errors do not pass
 
     def __enter__(self) -> Source:
         return self
@@ -72,10 +95,23 @@ class Source:
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return self._file.read(size)
+            if self._local:
+                return self._file.read(size)
+            at = self._file.tell()
+            return persistently(lambda: self._read(at, size))
         except Exception as error:
             self.failure = error
             raise
+
+    def _read(self, at: int, size: int) -> bytes:
+        """``size`` bytes from ``at`` on; a store that ends too soon has failed, not the shard."""
+        self._file.seek(at)
+        content = self._file.read(size)
+        if self._size is not None and len(content) != size:
+            end = self._size if size < 0 else min(at + size, self._size)
+            if at + len(content) < end:
+                raise ShortRead(f"{len(content)} bytes from {at}, of {end - at}")
+        return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
@@ -95,6 +131,36 @@ class Source:
         if self.failure is not None:
             raise unreadable(self.uri, self.failure) from error
         return Damaged(reason, str(error) or type(error).__name__, key)
+
+
+def etag_of(info: Mapping[str, Any]) -> str:
+    """The store's own tag, else a hash of size and time of change."""
+    tag = _own_tag(info)
+    if tag:
+        return tag
+    times = (info.get(n) for n in ("mtime", "LastModified", "last_modified", "updated", "created"))
+    changed = next((t for t in times if t is not None), "")
+    return xxhash.xxh3_128_hexdigest(f"{info.get('size')} {changed}".encode())
+
+
+def _own_tag(info: Mapping[str, Any]) -> str:
+    tags = (info.get(name) for name in ("ETag", "etag", "md5Hash", "content_md5"))
+    return next((str(tag).strip('"') for tag in tags if tag), "")
+
+
+def changed(fs: AbstractFileSystem, info: Mapping[str, Any], listed: Shard) -> bool:
+    """Whether a file is another one than was listed.
+
+    By the store's tag, or by size and time on a disk. Of other filesystems only the size is sure
+    to be the same in a listing and by itself; the web lists nothing but names.
+    """
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if not listed.etag or protocols & {"http", "https"}:
+        return False
+    if _own_tag(info) or protocols & set(LOCAL_PROTOCOLS):
+        return etag_of(info) != listed.etag
+    size = info.get("size")
+    return size is not None and int(size) != listed.num_bytes
 
 
 def unreadable(uri: str, error: Exception) -> Exception:

@@ -36,9 +36,26 @@ def filesystem(
     protocol = fsspec.utils.get_protocol(uri)
     settings = dict(options or {}) if protocol not in LOCAL_PROTOCOLS else {}
     if protocol in ("s3", "s3a"):
-        settings.setdefault("use_listings_cache", False)  # others write into the same folder
+        settings = s3_settings(settings)
     fs, path = url_to_fs(uri, **settings)
     return fs, path
+
+
+def s3_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """s3fs's arguments: ``region`` and ``path_style`` go where botocore looks for them."""
+    settings = {k: v for k, v in options.items() if k not in ("region", "path_style", "endpoint")}
+    settings.setdefault("use_listings_cache", False)  # others write into the same folder
+    if "endpoint" in options:
+        settings.setdefault("endpoint_url", options["endpoint"])
+    if "region" in options:
+        client = dict(settings.get("client_kwargs") or {})
+        settings["client_kwargs"] = {"region_name": options["region"], **client}
+    if "path_style" in options:
+        config = dict(settings.get("config_kwargs") or {})
+        style = "path" if options["path_style"] else "virtual"
+        config["s3"] = {"addressing_style": style, **dict(config.get("s3") or {})}
+        settings["config_kwargs"] = config
+    return settings
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def read_vectors(shard: Shard, spec: CorpusSpec) -> VectorShard:
     keys = captions = None
     stem = file_stem(shard.uri)
     try:
-        with Source(shard.uri, spec.storage_options) as source:
+        with Source(shard.uri, spec.storage_options, shard) as source:
             (count, width), dtype = _header(source, shard)
             keys, captions = _companion(shard, spec, count)
             for chunk in _chunks(source, count, width, dtype):

@@ -1,6 +1,8 @@
 """WebDataset shards: tar files, plain or compressed, streamed from front to back.
 
 A sample is a run of members with the same key: the path up to the first dot of the file's name.
+Of several images of one key the first in the order of IMAGE_SUFFIXES is the sample's, ``key.jpg``
+before ``key.<more>.jpg``; the others are counted.
 Names without an extension or with a leading dot (``._a.jpg``) are no samples, as in webdataset.
 """
 
@@ -53,7 +55,8 @@ class _Group:
     key: str
     suffixes: set[str] = field(default_factory=set)
     image: bytes | None = None
-    compound: bool = False  # the image at hand is from ``key.<more>.jpg``: ``key.jpg`` goes before
+    rank: tuple[bool, int, str] | None = None  # of the image at hand; the lowest is the sample's
+    images: int = 0
     problem: tuple[BadReason, str] | None = None
     text: str | None = None
     json_text: str | None = None
@@ -70,12 +73,13 @@ class _Group:
             problem = ("missing_image", clean(f"members: {members}")[:300])
         caption = self.text if self.text is not None else self.json_text
         image = None if problem else self.image
-        return Raw(row, clean(self.key), caption, image, self.uid, problem)
+        extra = max(self.images - 1, 0)
+        return Raw(row, clean(self.key), caption, image, self.uid, problem, extra)
 
 
 def iter_webdataset(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
     """The shard's samples in order. Raises Damaged where it ends early or is no tar at all."""
-    with Source(shard.uri, spec.storage_options) as source:
+    with Source(shard.uri, spec.storage_options, shard) as source:
         tar = _open(source)
         row = 0
         group: _Group | None = None
@@ -124,11 +128,13 @@ def _take(
     group.suffixes.add(suffix)
     if not member.isreg():
         return
-    compound = "." in suffix
-    if suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-        if group.has_image and (compound or not group.compound):
+    kind = suffix.rpartition(".")[2]
+    if kind in IMAGE_SUFFIXES:
+        group.images += 1
+        rank = ("." in suffix, IMAGE_SUFFIXES.index(kind), suffix)
+        if group.rank is not None and group.rank < rank:
             return
-        group.compound, group.problem = compound, None
+        group.rank, group.problem = rank, None
         if member.size > MAX_IMAGE_BYTES:
             group.image = None
             group.problem = ("too_large", f"{member.size} bytes")

@@ -139,6 +139,14 @@ def test_a_decompression_bomb_is_refused_by_its_header():
     assert pixels.shape == (32, 32, 3)
 
 
+def test_a_jpeg_of_endless_scans_is_refused():
+    """Every scan is a pass over the picture: some kilobytes could keep a core busy for hours."""
+    whole = encoded(picture(0, 200, 200), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    assert pixels_of(whole[:-2] + 50 * last + whole[-2:]).shape == (32, 32, 3)
+    assert reason_of(whole[:-2] + 5000 * last + whole[-2:]) == "too_large"
+
+
 def test_damaged_images_are_decode_and_other_files_unsupported():
     photo = encoded(picture(0, 200, 200), "JPEG")
     assert reason_of(b"") == "decode"

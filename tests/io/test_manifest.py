@@ -7,10 +7,13 @@ import os
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
+from rrcluster.io import tables
 from rrcluster.io.corpus import CorpusSpec
 from rrcluster.io.listing import access_error, expand_braces
 from rrcluster.io.manifest import list_shards
+from rrcluster.io.store import Store, filesystem, s3_settings
 from rrcluster.records import UserError
 
 
@@ -151,3 +154,72 @@ def test_any_fsspec_filesystem_will_do():
     found = list_shards(CorpusSpec("memory://corpus"))
     assert [s.uri for s in found] == ["memory:///corpus/0.tar", "memory:///corpus/1.tar"]
     fs.rm("/corpus", recursive=True)
+
+
+def test_a_text_file_lists_files_folders_globs_and_ranges(tmp_path):
+    touch(tmp_path / "data", "a/00.tar", "a/01.tar", "b/x.tar", "c/1.tar", "c/2.tar", "c/3.txt")
+    text = f"# two of a kind\n\na/{{00..01}}.tar\n{tmp_path}/data/b/x.tar\r\n  c\nb/*.tar\n"
+    for name in ("shards.txt", "shards.LIST"):
+        (tmp_path / "data" / name).write_text(text)
+        shards = list_shards(CorpusSpec(f"{tmp_path}/data/{name}"))
+        assert [s.uri.removeprefix(f"{tmp_path}/data/") for s in shards] == [
+            "a/00.tar", "a/01.tar", "b/x.tar", "c/1.tar", "c/2.tar",
+        ]  # fmt: skip
+        assert shards == list_shards(CorpusSpec(f"{tmp_path}/data"))
+    many = "\n".join(f"a/{i:02d}.tar" for i in range(2)) + "\nabsent/1.tar\na/9.tar\n"
+    (tmp_path / "data" / "shards.txt").write_text(many)
+    with pytest.raises(UserError, match=r"1 of 4 are missing, first: .*(absent/1|a/9).tar"):
+        list_shards(CorpusSpec(f"{tmp_path}/data/shards.txt"))
+    for content, words in ((b"", "lists no files"), (b"\xff\xfe", "UTF-8"), (None, "no such file")):
+        path = tmp_path / "data" / "shards.txt"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"corpus\.uri=.*{words}"):
+            list_shards(CorpusSpec(str(path)))
+
+
+def test_a_long_list_asks_each_folder_once(tmp_path, monkeypatch):
+    names = [f"{folder}/{i:03d}.tar" for folder in "ab" for i in range(200)]
+    touch(tmp_path, *names)
+    (tmp_path / "all.txt").write_text("\n".join(reversed(names)))
+    asked = []
+    original = LocalFileSystem.info
+    monkeypatch.setattr(
+        LocalFileSystem, "info", lambda *a, **k: asked.append(a[1]) or original(*a, **k)
+    )
+    shards = list_shards(CorpusSpec(f"{tmp_path}/all.txt"))
+    assert [s.uri for s in shards] == [f"{tmp_path}/{name}" for name in names]
+    assert sum(isinstance(path, str) for path in asked) < 20  # a listing asks by its own entries
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "images"])
+def test_the_manifest_of_a_run_is_a_corpus(tmp_path, kind):
+    suffix = "tar" if kind == "webdataset" else "jpg"
+    touch(tmp_path / "data", *[f"{i}.{suffix}" for i in range(7)])
+    shards = list_shards(CorpusSpec(f"{tmp_path}/data", images_per_shard=3))
+    rows = [vars(s) | {"shard": s.index} for s in shards]
+    name = "manifest/increment=00000.parquet"
+    tables.write_table(Store(str(tmp_path)), name, "manifest", tables.table_of("manifest", rows))
+    assert list_shards(CorpusSpec(f"{tmp_path}/{name}")) == shards
+    touch(tmp_path / "more", "0.tar")
+    if kind == "images":
+        with pytest.raises(UserError, match=r"found 1 \.tar files and 3 image files"):
+            list_shards(CorpusSpec([f"{tmp_path}/more", f"{tmp_path}/{name}"]))
+    else:
+        found = list_shards(CorpusSpec([f"{tmp_path}/more", f"{tmp_path}/{name}"]))
+        assert [s.index for s in found] == list(range(8))
+
+
+def test_region_and_path_style_reach_the_client():
+    options = {"region": "eu-west-3", "path_style": True, "endpoint_url": "http://s3.test:9"}
+    settings = s3_settings({**options, "key": "k"})
+    assert settings["client_kwargs"] == {"region_name": "eu-west-3"}
+    assert settings["config_kwargs"] == {"s3": {"addressing_style": "path"}}
+    fs, path = filesystem("s3://bucket/name", {**options, "key": "k", "secret": "s"})
+    assert path == "bucket/name"
+    assert fs.url(path).startswith("http://s3.test:9/bucket/name")
+    assert "eu-west-3" in fs.url(path)
+    fs, _ = filesystem("s3://bucket/name", {**options, "path_style": False, "anon": True})
+    assert fs.url(path).startswith("http://bucket.s3.test:9/name")
+    assert "Signature" not in fs.url(path)

@@ -187,3 +187,29 @@ def test_reading_is_streamed(tmp_path):
     first = next(iter(iter_raw(shard(path), CorpusSpec())))
     assert first.key == "0000"
     assert first.problem is None
+
+
+def test_of_several_images_the_first_by_extension_is_the_samples_and_the_others_count(tmp_path):
+    members = [
+        ("a.png", encoded(picture(1))), ("a.JPG", jpeg(2)), ("a.txt", b"a"),
+        ("a.left.jpg", jpeg(3)),
+        ("b.webp", encoded(picture(4), "WEBP")), ("b.0.jpg", jpeg(5)), ("b.1.jpg", jpeg(6)),
+        ("c.jpg", b"broken"), ("c.png", encoded(picture(7))),
+        ("d.1.jpg", jpeg(8)), ("d.0.jpg", jpeg(9)),
+    ]  # fmt: skip
+    raws = list(iter_raw(shard(write_tar(tmp_path / "a.tar", members)), CorpusSpec()))
+    assert [raw.key for raw in raws] == list("abcd")
+    wanted = [jpeg(2), encoded(picture(4), "WEBP"), b"broken", jpeg(9)]
+    assert [raw.image for raw in raws] == wanted
+    assert [raw.extra for raw in raws] == [2, 2, 1, 1]
+    assert raws[0].caption == "a"
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_names_longer_than_a_header_are_whole(tmp_path, format):
+    """PAX and GNU put them into members of their own; the limits of the header are 100 and 255."""
+    keys = [f"{'ä' * n}/{'x' * n}" for n in (49, 60, 120, 250)] + ["a/" * 600 + "b"]
+    members = [m for k in keys for m in ((f"{k}.jpg", jpeg()), (f"{k}.txt", k.encode()))]
+    found = rows(shard(write_tar(tmp_path / "a.tar", members, format=format)))
+    assert [r.key for r in found] == keys
+    assert [r.caption for r in found] == keys

@@ -1,0 +1,58 @@
+"""Patience with storage: a call that fails for a passing reason is made again, after a while.
+
+Stores answer 500, 503 SlowDown, reset connections and cut bodies in normal operation. fsspec's
+filesystems try some of these again by themselves, each in its own way; this is what holds for all.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Seconds between tries: two minutes in all, which is longer than a store's usual hiccup.
+PAUSES: Sequence[float] = (0.2, 0.5, 1, 2, 4, 8, 15, 30, 60)
+SHORT: Sequence[float] = (0.2, 0.5, 1)  # where a person waits for the answer
+
+_STORAGE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "adlfs",
+                      "requests", "urllib3", "paramiko", "fsspec")  # fmt: skip
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
+          FileExistsError)  # fmt: skip
+_FINAL_NAMES = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "FileExpired",
+                "ParamValidation", "SSOToken", "TokenRetrieval", "UnauthorizedSSO")  # fmt: skip
+_jitter = random.Random()  # of its own: no result depends on when a call is tried again
+
+
+class ShortRead(OSError):
+    """A store answered with fewer bytes than the file has there."""
+
+
+def of_storage(error: BaseException) -> bool:
+    """Whether ``error`` comes from a filesystem or a library that talks to one."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in _STORAGE_LIBRARIES
+
+
+def passing(error: BaseException) -> bool:
+    """Whether the same call may succeed a little later."""
+    names = (kind.__name__ for kind in type(error).__mro__)
+    final = isinstance(error, _FINAL) or any(name.startswith(_FINAL_NAMES) for name in names)
+    return of_storage(error) and not final
+
+
+def persistently(call: Callable[[], T], pauses: Sequence[float] | None = None) -> T:
+    """``call()``, made again after each of ``pauses`` (PAUSES) while it fails for a passing reason.
+
+    The pauses are stretched or cut by up to half, so that many workers do not come back at once.
+    """
+    for pause in PAUSES if pauses is None else pauses:
+        try:
+            return call()
+        except Exception as error:
+            if not passing(error):
+                raise
+        time.sleep(pause * _jitter.uniform(0.5, 1.5))
+    return call()
