@@ -12,7 +12,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from rrcluster.io.retry import SHORT, of_storage, persistently
+from rrcluster.io.retry import briefly, of_storage
 from rrcluster.io.source import etag_of, one_line
 from rrcluster.io.store import LOCAL_PROTOCOLS, filesystem
 from rrcluster.records import UserError
@@ -62,7 +62,7 @@ def list_files(uri: str, options: Mapping[str, Any]) -> list[Listing]:
         raise UserError("corpus.uri", "''", "set it to a folder, glob or list of image shards")
     try:
         fs, path = filesystem(uri, options)
-        found = persistently(lambda: list(_resolve(fs, path.rstrip("/") or path, uri)), SHORT)
+        found = briefly(lambda: list(_resolve(fs, path.rstrip("/") or path, uri)))
     except UserError:
         raise
     except Exception as error:
@@ -84,7 +84,7 @@ def list_addresses(addresses: Sequence[str], options: Mapping[str, Any], uri: st
             plain[fs].append(path.rstrip("/") or path)
     for fs, names in plain.items():
         try:
-            found += persistently(partial(_all_named, fs, names, uri), SHORT)
+            found += briefly(partial(_all_named, fs, names, uri))
         except UserError:
             raise
         except Exception as error:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rrcluster.io.listing import access_error, expand_braces
-from rrcluster.io.retry import SHORT, persistently
+from rrcluster.io.retry import briefly
 from rrcluster.io.store import filesystem
 from rrcluster.records import Shard, UserError
 
@@ -50,7 +50,7 @@ def read_manifest_table(uri: str, options: Mapping[str, Any]) -> list[Shard] | N
         return None
     fs, path = filesystem(uri, options)
     try:
-        with persistently(lambda: fs.open(path, "rb"), SHORT) as file:
+        with briefly(lambda: fs.open(path, "rb")) as file:
             table = pq.ParquetFile(file)
             facts = table.schema_arrow.metadata or {}
             if facts.get(b"rrcluster.schema") != b"manifest":
@@ -66,10 +66,10 @@ def read_manifest_table(uri: str, options: Mapping[str, Any]) -> list[Shard] | N
 def _content(uri: str, options: Mapping[str, Any]) -> bytes:
     fs, path = filesystem(uri, options)
     try:
-        size = persistently(lambda: fs.info(path), SHORT).get("size") or 0
+        size = briefly(lambda: fs.info(path)).get("size") or 0
         if size > _MAX_BYTES:
             raise UserError("corpus.uri", uri, f"is too long for a list ({size} bytes); split it")
-        return bytes(persistently(lambda: fs.cat_file(path), SHORT))
+        return bytes(briefly(lambda: fs.cat_file(path)))
     except UserError:
         raise
     except Exception as error:

@@ -6,10 +6,13 @@ filesystems try some of these again by themselves, each in its own way; this is 
 
 from __future__ import annotations
 
+import io
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from fsspec import AbstractFileSystem
 
 T = TypeVar("T")
 
@@ -56,3 +59,54 @@ def persistently(call: Callable[[], T], pauses: Sequence[float] | None = None) -
                 raise
         time.sleep(pause * _jitter.uniform(0.5, 1.5))
     return call()
+
+
+def briefly(call: Callable[[], T]) -> T:
+    """``call()`` with the patience of somebody who waits at a terminal."""
+    return persistently(call, SHORT)
+
+
+class SteadyFile(io.RawIOBase):
+    """A file of a store whose reads are tried again, and never come short before its end."""
+
+    def __init__(self, fs: AbstractFileSystem, path: str, **options: Any) -> None:
+        self._file = persistently(lambda: fs.open(path, "rb", **options))
+        known = getattr(self._file, "details", None)  # what opening it has asked the store
+        self.info: Mapping[str, Any] = (
+            known if isinstance(known, Mapping) else persistently(lambda: fs.info(path))
+        )
+        self._size: int | None = self.info.get("size")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        at = self._file.tell()
+        return persistently(lambda: self._read(at, size))
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def _read(self, at: int, size: int) -> bytes:
+        self._file.seek(at)
+        content: bytes = self._file.read(size)
+        if self._size is not None and len(content) != size:
+            end = self._size if size < 0 else min(at + size, self._size)
+            if at + len(content) < end:
+                raise ShortRead(f"{len(content)} bytes from {at}, of {end - at}")
+        return content
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -13,7 +13,7 @@ import fsspec
 import xxhash
 from fsspec import AbstractFileSystem
 
-from rrcluster.io.retry import ShortRead, persistently
+from rrcluster.io.retry import SteadyFile, of_storage
 from rrcluster.io.store import LOCAL_PROTOCOLS, filesystem
 from rrcluster.records import BadReason, Shard, UserError
 
@@ -61,26 +61,22 @@ class Source:
         self.uri = uri
         self.failure: Exception | None = None
         fs, path = filesystem(uri, options)
-        self._local = fsspec.utils.get_protocol(uri) in LOCAL_PROTOCOLS
+        local = fsspec.utils.get_protocol(uri) in LOCAL_PROTOCOLS
+        self._file: BinaryIO
         try:
-            self._file = persistently(
-                lambda: cast(BinaryIO, fs.open(path, "rb", block_size=_BLOCK)), self._pauses
-            )
-            info = getattr(self._file, "details", None)  # what opening it has asked the store
-            if not isinstance(info, Mapping):
-                info = persistently(lambda: fs.info(path), self._pauses)
+            if local:  # a disk's errors do not pass
+                self._file = cast(BinaryIO, fs.open(path, "rb"))
+                info: Mapping[str, Any] = fs.info(path)
+            else:
+                steady = SteadyFile(fs, path, block_size=_BLOCK)
+                self._file, info = cast(BinaryIO, steady), steady.info
         except Exception as error:
-            if isinstance(error, OSError) or not self._local:
+            if of_storage(error):
                 raise unreadable(uri, error) from error
             raise
-        self._size = None if self._local else info.get("size")
         if listed is not None and changed(fs, info, listed):
             self.close()
             raise Damaged("read", f"{uri} is not the file that was listed: it was changed since")
-
-    @property
-    def _pauses(self) -> tuple[float, ...] | None:
-        return () if self._local else None  # a disk's errors do not pass
 
     def __enter__(self) -> Source:
         return self
@@ -95,23 +91,10 @@ class Source:
 
     def read(self, size: int = -1) -> bytes:
         try:
-            if self._local:
-                return self._file.read(size)
-            at = self._file.tell()
-            return persistently(lambda: self._read(at, size))
+            return self._file.read(size)
         except Exception as error:
             self.failure = error
             raise
-
-    def _read(self, at: int, size: int) -> bytes:
-        """``size`` bytes from ``at`` on; a store that ends too soon has failed, not the shard."""
-        self._file.seek(at)
-        content = self._file.read(size)
-        if self._size is not None and len(content) != size:
-            end = self._size if size < 0 else min(at + size, self._size)
-            if at + len(content) < end:
-                raise ShortRead(f"{len(content)} bytes from {at}, of {end - at}")
-        return content
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)

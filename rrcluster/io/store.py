@@ -10,11 +10,11 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import numpy as np
@@ -22,6 +22,9 @@ import numpy.typing as npt
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from rrcluster.io.retry import SteadyFile, persistently
+
+T = TypeVar("T")
 LOCAL_PROTOCOLS = ("file", "local")
 
 
@@ -84,25 +87,35 @@ class Store:
         """The path of ``name`` on the filesystem."""
         return f"{self._fs[1]}/{name}" if name else self._fs[1]
 
+    def _call(self, call: Callable[[AbstractFileSystem], T]) -> T:
+        """``call(filesystem)``, made again while a store that is not local fails."""
+        fs, _ = self._fs
+        return call(fs) if self.is_local else persistently(lambda: call(fs))
+
     def exists(self, name: str) -> bool:
-        return bool(self._fs[0].exists(self.path(name)))
+        path = self.path(name)
+        try:
+            self._call(lambda fs: fs.info(path))  # fs.exists() takes any trouble for absence
+        except FileNotFoundError:
+            return False
+        return True
 
     def names(self, folder: str, suffix: str = "") -> set[str]:
         """Names of the files directly in ``folder`` that end with ``suffix`` (none if absent)."""
-        fs, _ = self._fs
+        path = self.path(folder)
         try:
-            entries = fs.ls(self.path(folder), detail=True, refresh=True)
+            entries = self._call(lambda fs: fs.ls(path, detail=True, refresh=True))
         except FileNotFoundError:
             return set()
         except TypeError:  # filesystems without a listing cache take no ``refresh``
-            entries = fs.ls(self.path(folder), detail=True)
+            entries = self._call(lambda fs: fs.ls(path, detail=True))
         files = (PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
         return {n for n in files if n.endswith(suffix) and not n.startswith(".")}
 
     def folders(self, folder: str) -> set[str]:
         """Names of the folders directly in ``folder`` (none if absent)."""
         try:
-            entries = self._fs[0].ls(self.path(folder), detail=True)
+            entries = self._call(lambda fs: fs.ls(self.path(folder), detail=True))
         except FileNotFoundError:
             return set()
         return {
@@ -111,17 +124,18 @@ class Store:
 
     def open(self, name: str) -> BinaryIO:
         """A seekable reader."""
-        return cast(BinaryIO, self._fs[0].open(self.path(name), "rb"))
+        if self.is_local:
+            return cast(BinaryIO, self._fs[0].open(self.path(name), "rb"))
+        return cast(BinaryIO, SteadyFile(self._fs[0], self.path(name)))
 
     def read_bytes(self, name: str) -> bytes:
-        return bytes(self._fs[0].cat_file(self.path(name)))
+        return bytes(self._call(lambda fs: fs.cat_file(self.path(name))))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Publish ``content`` under ``name``: whole or not at all, replacing what was there."""
-        fs, _ = self._fs
         path = self.path(name)
         if not self.is_local:
-            fs.pipe_file(path, content)
+            self._call(lambda fs: fs.pipe_file(path, content))
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)
         beside = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}"

@@ -18,6 +18,7 @@ import xxhash
 
 from rrcluster.io.corpus import CorpusSpec
 from rrcluster.io.parquet import file_stem, find_columns, open_parquet
+from rrcluster.io.retry import persistently
 from rrcluster.io.source import Damaged, Source
 from rrcluster.io.store import filesystem, npy_header
 from rrcluster.io.tables import SAMPLE_ID, SAMPLES
@@ -171,8 +172,7 @@ def _companion(
 ) -> tuple[list[str | None] | None, list[str | None] | None]:
     """Keys and captions from the Parquet file that goes with the vectors, if there is one."""
     for uri in _companion_uris(shard.uri):
-        fs, path = filesystem(uri, spec.storage_options)
-        if fs.exists(path):
+        if _exists(uri, spec):
             break
     else:
         return None, None
@@ -191,6 +191,15 @@ def _companion(
         None if name is None else table.column(name).cast(pa.string()).to_pylist()
         for name in (columns.key, columns.caption)
     )
+
+
+def _exists(uri: str, spec: CorpusSpec) -> bool:
+    fs, path = filesystem(uri, spec.storage_options)
+    try:
+        persistently(lambda: fs.info(path))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _companion_uris(uri: str) -> list[str]:

@@ -79,7 +79,7 @@ def test_an_outage_stops_the_job_and_loses_no_rows(
 
     def init(self, uri, options, listed=None):
         original(self, uri, options, listed)
-        self._file = Outage(self._file, after, error)
+        self._file._file = Outage(self._file._file, after, error)
 
     monkeypatch.setattr(Source, "__init__", init)
     for at in shards:
@@ -118,7 +118,7 @@ def test_hiccups_of_a_storage_change_no_row(shards, monkeypatch):
 
     def init(self, uri, options, listed=None):
         original(self, uri, options, listed)
-        self._file = Flaky(self._file)
+        self._file._file = Flaky(self._file._file)
 
     monkeypatch.setattr(Source, "__init__", init)
     for at, wanted in zip(shards, straight, strict=True):
