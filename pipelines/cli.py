@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -63,9 +64,26 @@ def run(name: str, job: Callable[[Config], int], arguments: Sequence[str]) -> in
     except KeyboardInterrupt:
         _say(f"rrcluster {name}: stopped; the same command goes on where it was")
         return FAILED
-    except Exception:
+    except Exception as error:
+        if full := _full_disk(error):
+            where = f" at {full.filename}" if full.filename else ""
+            _say(
+                f"rrcluster {name}: no space left{where} ({full.strerror}); make room in run_dir, "
+                "and the same command goes on where it was"
+            )
+            return FAILED
         logging.getLogger("rrcluster").exception("rrcluster %s failed", name)
         return FAILED
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The error of a full disk or quota that lies behind ``error``, also on a worker."""
+    while error is not None:
+        for found in (error, getattr(error, "cause", None)):
+            if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
+                return found
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -24,7 +24,7 @@ from rrcluster.stages.write import write
 
 
 def main(config: Config) -> int:
-    with ConsoleProgress() as progress:
+    with ConsoleProgress(config.log_format) as progress:
         if config.dry_run:
             estimate_job(config, Console())
             return DONE
@@ -36,6 +36,7 @@ def cluster(config: Config, progress: Progress) -> Record:
     """Run every stage that is not done yet; ``run.json`` as it is at the end."""
     job, record = open_run(config)
     with start_compute(config) as compute:
+        progress = compute.observed(progress)
         embed(job, compute, record, progress)
         select(job, compute, record, progress)
         fit(job, compute, record, progress)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -25,15 +28,35 @@ EVERY_SECONDS = 10.0  # between plain lines of one stage
 log = logging.getLogger("rrcluster")
 
 
+class JsonLines(logging.Formatter):
+    """One JSON object per line: time, level, message, and of stage, shard, done, total, facts what
+    the line is about."""
+
+    FIELDS = ("stage", "shard", "done", "total", "facts")
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        given = {name: getattr(record, name, None) for name in self.FIELDS}
+        line |= {name: value for name, value in given.items() if value not in (None, "", {})}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
 class ConsoleProgress:
     """A Progress that people look at; use it as a context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, log_format: str = "plain", console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
+        self._stage = ""
         self._live: Progress | None = None
         self._bars: dict[str, TaskID] = {}
         self._last: dict[str, tuple[float, float]] = {}
-        if self.console.is_terminal:
+        if self.console.is_terminal and log_format == "plain":
             self._live = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description:<8}"),
@@ -48,9 +71,18 @@ class ConsoleProgress:
         if self._live is None:
             handler = logging.StreamHandler(sys.stderr)
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        if log_format == "json":
+            handler.setFormatter(JsonLines())
+        handler.addFilter(self._with_stage)
         log.handlers = [handler]
         log.setLevel(logging.INFO)
         log.propagate = False
+
+    def _with_stage(self, record: logging.LogRecord) -> bool:
+        """Every line says which stage it belongs to."""
+        if not hasattr(record, "stage"):
+            record.stage = self._stage
+        return True
 
     def __enter__(self) -> ConsoleProgress:
         if self._live is not None:
@@ -66,7 +98,10 @@ class ConsoleProgress:
         if self._live is not None:
             self._live.stop()
 
-    def __call__(self, stage: str, done: float, total: float | None, note: str = "") -> None:
+    def __call__(
+        self, stage: str, done: float, total: float | None, note: str = "", **facts: float
+    ) -> None:
+        self._stage = stage
         if self._live is not None:
             if stage not in self._bars:
                 self._bars[stage] = self._live.add_task(stage, total=total, note=note)
@@ -81,5 +116,7 @@ class ConsoleProgress:
             left = ""
             if total and 0 < done < total and now > started:
                 left = f", about {(now - started) / done * (total - done):.0f} s left"
-            log.info("%s %s%s%s", stage, share, f" ({note})" if note else "", left)
+            said_facts = {"stage": stage, "done": done, "total": total, "facts": facts}
+            line = ("%s %s%s%s", stage, share, f" ({note})" if note else "", left)
+            log.info(*line, extra=said_facts)
         self._last[stage] = (started, said)

@@ -21,12 +21,17 @@ R = TypeVar("R")
 
 
 class Progress(Protocol):
-    """Where a stage says how far it is; implementations draw a bar, log a line, or drop it."""
+    """Where a stage says how far it is; implementations draw a bar, log a line, or drop it.
 
-    def __call__(self, stage: str, done: float, total: float | None, note: str = "") -> None: ...
+    ``facts`` are numbers to watch, by name: ``inertia=0.41``.
+    """
+
+    def __call__(
+        self, stage: str, done: float, total: float | None, note: str = "", **facts: float
+    ) -> None: ...
 
 
-def silent(stage: str, done: float, total: float | None, note: str = "") -> None:
+def silent(stage: str, done: float, total: float | None, note: str = "", **facts: float) -> None:
     """Progress that nobody watches."""
 
 
@@ -84,6 +89,10 @@ class Compute(ABC):
     @abstractmethod
     def coordinate(self, task: Callable[[Compute, Progress], R], progress: Progress) -> R:
         """Run ``task`` in the one place that steers a fit; it resumes from what it finds stored."""
+
+    def observed(self, progress: Progress) -> Progress:
+        """``progress``, which also shows its facts wherever this compute is watched from."""
+        return progress
 
     def close(self) -> None:  # noqa: B027 - optional
         """Give back workers."""

@@ -126,6 +126,9 @@ class Config:
     k: Any = setting(
         "auto", "clusters: auto, one integer, or a list from coarse to fine, e.g. [10,100]"
     )
+    log_format: Literal["plain", "json"] = setting(
+        "plain", "plain: lines for people; json: one object per line with stage and shard"
+    )
     dry_run: bool = setting(False, "list, probe and estimate; then stop")
 
     @property

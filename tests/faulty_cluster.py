@@ -147,24 +147,30 @@ def command(*overrides: str) -> list[str]:
 
 
 class Killer:
-    """Kills processes of a role at seeded random moments, the role that was killed least first."""
+    """Kills processes at seeded random moments: ``per_stage`` in each stage of a run, and of the
+    roles that live at the moment the one that was killed least so far."""
 
     def __init__(
         self, cluster: FaultyCluster, roles: Sequence[str], seed: int, most: int,
-        pause: tuple[float, float],
+        pause: tuple[float, float], each: Counter[str] | None = None, per_stage: int = 2,
     ) -> None:  # fmt: skip
         self.cluster, self.roles, self.chance = cluster, roles, random.Random(seed)
-        self.most, self.pause = most, pause
+        self.most, self.pause, self.per_stage = most, pause, per_stage
         self.kills: list[tuple[str, str]] = []
-        self.each: Counter[tuple[str, str]] = Counter()
+        self.each: Counter[str] = Counter() if each is None else each
 
     def strike(self, run_dir: Path, driver: subprocess.Popen[Any]) -> None:
-        """Kill one process, if one of the roles lives."""
+        """Kill one process, if it is time for one of the roles that live."""
         stage = stage_of(run_dir)
-        for role in sorted(self.roles, key=lambda r: (self.each[stage, r], self.chance.random())):
+        if [s for s, _ in self.kills].count(stage) >= self.per_stage:
+            return
+        least = min(self.each[role] for role in self.roles)
+        for role in sorted(self.roles, key=lambda r: (self.each[r], self.chance.random())):
+            if self.each[role] > least + 2:
+                return  # what always lives would take all the blows
             if self._kill(role, driver):
                 self.kills.append((stage, role))
-                self.each[stage, role] += 1
+                self.each[role] += 1
                 return
 
     def _kill(self, role: str, driver: subprocess.Popen[Any]) -> bool:

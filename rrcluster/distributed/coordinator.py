@@ -20,6 +20,7 @@ from rrcluster.distributed.placement import MAX_RETRIES, coordinator_options
 
 R = TypeVar("R")
 POLL_SECONDS = 0.5
+Status = tuple[str, float, float | None, str, dict[str, float]]
 
 
 class Coordinator:
@@ -27,17 +28,19 @@ class Coordinator:
 
     def __init__(self, compute: Callable[[], Compute]) -> None:
         self._make = compute
-        self._status: tuple[str, float, float | None, str] = ("", 0.0, None, "")
+        self._status: Status = ("", 0.0, None, "", {})
 
     def run(self, task: Callable[[Compute, Progress], Any]) -> Any:
         torch.set_num_threads(1)
         return task(self._make(), self._note)
 
-    def _note(self, stage: str, done: float, total: float | None, note: str = "") -> None:
-        self._status = (stage, done, total, note)
+    def _note(
+        self, stage: str, done: float, total: float | None, note: str = "", **facts: float
+    ) -> None:
+        self._status = (stage, done, total, note, facts)
 
-    def status(self) -> tuple[str, float, float | None, str]:
-        """(stage, done, total, note), as a Progress was told last."""
+    def status(self) -> Status:
+        """(stage, done, total, note, facts), as a Progress was told last."""
         return self._status
 
 
@@ -68,7 +71,7 @@ def coordinate(
                 time.sleep(POLL_SECONDS)  # restarting or busy; ``run`` is retried by itself
                 continue
             if status != told and status[0]:
-                progress(*status)
+                progress(*status[:4], **status[4])
                 told = status
         result: R = ray.get(answer)
         return result

@@ -9,11 +9,13 @@ embedded again.
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 import ray.data
 import torch
@@ -22,6 +24,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.config import ComputeSpec
+from rrcluster.distributed.meters import count
 from rrcluster.distributed.placement import (
     ASSEMBLER_CPUS,
     DELIVER_CPUS,
@@ -33,7 +36,7 @@ from rrcluster.distributed.poison import isolate
 from rrcluster.distributed.watch import Ledger, watching
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
-from rrcluster.stages.embed import Assembler, Batch, encode_batch, read_batches
+from rrcluster.stages.embed import END, Assembler, Batch, encode_batch, read_batches
 
 BLOCK_BYTES = 32 << 20  # of decoded rows between tasks
 RETRIES = 2  # of a shard's reading task, and of a batch whose encoder died under it
@@ -56,10 +59,33 @@ class ReadShard:
         ):  # fmt: skip
             shard = Shard(int(index), str(uri), str(kind), int(size), str(etag))
             try:
-                yield from read_batches(shard, self.plan)
+                yield from metered_reading(read_batches(shard, self.plan))
             except Exception as error:
                 ray.get(self.ledger.failed.remote(error))
                 raise
+
+
+def metered_reading(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; how long they took to read, and how long until they were wanted."""
+    since = time.monotonic()
+    for batch in batches:
+        ready = time.monotonic()
+        count("rrcluster_decode_seconds", ready - since)
+        yield batch
+        since = time.monotonic()
+        count("rrcluster_gpu_wait_seconds", since - ready)
+
+
+def count_batch(status: npt.NDArray[Any], waited: float, took: float) -> None:
+    """Show an encoded batch to Prometheus."""
+    count("rrcluster_decode_wait_seconds", waited)
+    count("rrcluster_encode_seconds", took)
+    reasons, rows = np.unique(status.astype(str), return_counts=True)
+    for reason, number in zip(reasons.tolist(), rows.tolist(), strict=True):
+        if reason == "":
+            count("rrcluster_images", number)
+        elif reason != END:
+            count("rrcluster_bad_images", number, reason=reason)
 
 
 class Encode:
@@ -69,6 +95,7 @@ class Encode:
         torch.set_num_threads(1)
         ray.get(ledger.begun.remote())
         self.ledger, self._fruitless = ledger, True
+        self._since = time.monotonic()
         try:
             self.encoder = load_encoder(plan.encoder, "cuda" if gpu else "cpu")
         except Exception as error:
@@ -76,6 +103,7 @@ class Encode:
             raise
 
     def __call__(self, batch: Batch) -> Batch:
+        began = time.monotonic()
         try:
             encoded = encode_batch(self.encoder, batch)
         except Exception as error:
@@ -84,6 +112,8 @@ class Encode:
         if self._fruitless:
             self.ledger.encoded.remote()
             self._fruitless = False
+        count_batch(batch["status"], began - self._since, time.monotonic() - began)
+        self._since = time.monotonic()
         return encoded
 
 

@@ -66,7 +66,8 @@ def _one(plan: EmbedPlan, spec: ComputeSpec, words: Any, shard: Shard) -> ShardC
             step = ray.get(words.of.remote(shard.index))
             out_of_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
             known.blame(step, "out of memory" if out_of_memory else "no answer, no memory alarm")
-            log.warning("shard %s killed a worker at step %s, row %d", shard.name, *step[:2])
+            said = ("shard %s killed a worker at step %s, row %d", shard.name, *step[:2])
+            log.warning(*said, extra={"stage": "embed", "shard": shard.name})
         except _NODE_LOST:
             lost_nodes += 1
             if lost_nodes > LOST_NODES:
@@ -74,7 +75,7 @@ def _one(plan: EmbedPlan, spec: ComputeSpec, words: Any, shard: Shard) -> ShardC
         else:
             log.warning(
                 "shard %s was read row by row: %d of %d rows are bad", shard.name, counts.bad,
-                counts.read,
+                counts.read, extra={"stage": "embed", "shard": shard.name},
             )  # fmt: skip
             return counts
 

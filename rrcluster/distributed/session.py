@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
 from rrcluster.config import ComputeSpec
 from rrcluster.core.shards import Shards
 from rrcluster.distributed import coordinator, embed, shards
+from rrcluster.distributed.meters import Metered
 from rrcluster.distributed.placement import DEATHS, MAX_RETRIES, worker_options
 from rrcluster.distributed.room import aside_cpus, helper_cpus, workers_for
 from rrcluster.records import Shard, UserError
@@ -67,6 +69,9 @@ class RayCompute(Compute):
         self.close()
         if self._owner and self.spec.address is not None and exc[0] is KeyboardInterrupt:
             atexit.register(_leave)
+
+    def observed(self, progress: Progress) -> Progress:
+        return Metered(progress)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         with user_errors():
@@ -202,6 +207,9 @@ def user_errors() -> Iterator[None]:
     """A user's mistake that was found on a worker is raised here as itself, not wrapped by Ray."""
     try:
         yield
+    except ray.exceptions.OutOfDiskError as error:
+        where = "Ray's object store is full and so is the disk it spills to (compute.spill_dir)"
+        raise OSError(errno.ENOSPC, where) from error
     except Exception as error:
         seen: BaseException | None = error
         while seen is not None:

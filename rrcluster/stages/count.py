@@ -66,7 +66,9 @@ def count(
         },
     )
     write_tensors(run.store, FOREST, tensors)
-    progress("count", 1, 1, f"{found} clusters (range {low} to {high}), levels {chosen}")
+    progress(
+        "count", 1, 1, f"{found} clusters (range {low} to {high}), levels {chosen}", clusters=found
+    )
 
 
 def temperature_of(forest: Forest, shards: Shards) -> float:

@@ -93,7 +93,8 @@ class RefineCell:
             if progress is not None:
                 verdict = "accepted" if event.accepted else "refused"
                 note = f"{event.step} {verdict}: consistency {event.before:.3f} → {event.after:.3f}"
-                progress("refine", event.round, spec.rounds, note)
+                facts = {"consistency": event.after, **event.extra}
+                progress("refine", event.round, spec.rounds, note, **facts)
 
         seeds = self.seeds.of_cell(cell)
         k = finest(self.run.config.k)

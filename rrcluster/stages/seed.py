@@ -41,7 +41,8 @@ def seed(run: Run, shards: Shards, progress: Progress) -> Seeds:
     cells = read_tensors(store, CELLS)["cells"] if store.exists(CELLS) else None
 
     def report(level: int, iteration: int, inertia: float) -> None:
-        progress("seed", iteration, spec.iterations, f"level {level}, inertia {inertia:.4f}")
+        progress("seed", iteration, spec.iterations, f"level {level}, inertia {inertia:.4f}",
+                 inertia=inertia)  # fmt: skip
 
     seeds = hierarchical(
         shards,

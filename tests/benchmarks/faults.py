@@ -1,0 +1,198 @@
+"""A job under fire: killed processes, lost machines, full disks, failing storage, a jumping clock.
+
+    python tests/benchmarks/faults.py [--quick] [--seed N] [--case NAME] --json FILE
+
+Every disturbed run must end with the files of the undisturbed one, byte for byte; what it cost is
+reported: files that were published again, drivers that were started, and time. The long run kills
+at least 50 processes at seeded random moments over all stages. Only processes that this program
+started are killed. Cases that need a mount of their own are left out where none may be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from faulty_cluster import (  # noqa: E402 - the tests' folder must be on the path
+    ROLES,
+    FaultyCluster,
+    Killer,
+    Outcome,
+    command,
+    differences,
+    disturbed_run,
+    small_disk,
+)
+from job_fixtures import SMALL  # noqa: E402
+
+from rrcluster.io.drawn_corpus import draw_corpus  # noqa: E402
+
+KILLS = {"quick": 6, "long": 50}
+KILLS_PER_RUN = 7  # actors come back four times; more kills in one run would only test that bound
+PAUSE = (0.3, 3.0)  # seconds between kills
+Rows = Iterator[dict[str, Any]]
+
+
+class Bench:
+    """A corpus, the undisturbed run on it, and the folder that disturbed runs are made in."""
+
+    def __init__(self, folder: Path, quick: bool, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+        self.size = "quick" if quick else "long"
+        self.images = 240 if quick else 480
+        draw_corpus(str(folder / "corpus"), self.images, 40, 7, lambda *_, **__: None)
+        self.settings = (f"corpus.uri={folder}/corpus", "k=[3,8]", "seeding.cell_leaves=8", *SMALL)
+        self.calm = folder / "calm"
+        self.calm_seconds = self.run(self.calm, "compute=in_process").seconds
+
+    def run(self, run_dir: Path, *overrides: str, program: Sequence[str] = ()) -> Outcome:
+        """One attempt whose processes are left alone; ``program`` is the pipeline by default."""
+        started = time.monotonic()
+        settings = (*self.settings, f"run_dir={run_dir}", "compute.workers=2", *overrides)
+        line = [*program, *settings] if program else command(*settings)
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        said = done.stdout + done.stderr
+        return Outcome(done.returncode, time.monotonic() - started, [], 0, 1, said)
+
+    def row(self, case: str, metric: str, value: float, unit: str, **params: Any) -> dict[str, Any]:
+        params = {"images": self.images, "seed": self.seed, **params}
+        return {
+            "bench": "faults", "system": "rrcluster", "case": case, "metric": metric,
+            "value": round(value, 3), "unit": unit, "params": params,
+        }  # fmt: skip
+
+    def verdict(self, case: str, run_dir: Path, found: Outcome, **params: Any) -> Rows:
+        """The rows of one disturbed run; raises AssertionError when it did not come out right."""
+        assert found.status == 0, found.said[-4000:]
+        wrong = differences(run_dir, self.calm)
+        assert not wrong, f"{case}: {len(wrong)} files differ, first {wrong[:3]}"
+        yield self.row(case, "files_that_differ", len(wrong), "files", **params)
+        yield self.row(case, "seconds", found.seconds, "s", **params)
+        yield self.row(case, "drivers", found.drivers, "processes", **params)
+
+
+def kills(bench: Bench) -> Rows:
+    """SIGKILL of every role at random moments, run after run, until enough have been killed."""
+    wanted, done, number = KILLS[bench.size], Counter[str](), 0
+    stages = Counter[str]()
+    with FaultyCluster() as cluster:
+        compute = (
+            f"compute.address={cluster.address}", "compute.workers=2", "compute.coordinator_cpus=0",
+        )  # fmt: skip
+        settings = (*bench.settings, *compute)
+        quiet_dir = bench.folder / "kills-none"
+        nobody = Killer(cluster, (), bench.seed, 0, PAUSE)
+        undisturbed = disturbed_run(quiet_dir, nobody, (*settings, f"run_dir={quiet_dir}"))
+        yield from bench.verdict("no kills", quiet_dir, undisturbed)
+        while sum(done.values()) < wanted:
+            run_dir = bench.folder / f"kills-{number}"
+            killer = Killer(cluster, ROLES, 1000 * bench.seed + number, KILLS_PER_RUN, PAUSE, done)
+            found = disturbed_run(run_dir, killer, (*settings, f"run_dir={run_dir}"))
+            extra = {"run": number, "kills": [f"{stage} {role}" for stage, role in found.kills]}
+            yield from bench.verdict("kills", run_dir, found, **extra)
+            yield bench.row("kills", "kills", len(found.kills), "kills", **extra)
+            yield bench.row("kills", "published_again", found.published_again, "files", **extra)
+            ratio = found.seconds / undisturbed.seconds
+            yield bench.row("kills", "time_against_undisturbed", ratio, "ratio", **extra)
+            stages.update(stage for stage, _ in found.kills)
+            number += 1
+            print(f"run {number}: {len(found.kills)} kills, {found.seconds:.0f} s", flush=True)
+    for role, times in sorted(done.items()):
+        yield bench.row("kills", f"kills of {role}", times, "kills")
+    for stage, times in sorted(stages.items()):
+        yield bench.row("kills", f"kills in {stage}", times, "kills")
+
+
+def full_run_folder(bench: Bench) -> Rows:
+    """The run folder's disk fills up in the middle; with room made, the same command goes on."""
+    disk = bench.folder / "disk"
+    with small_disk(disk, "600k"):
+        first = bench.run(disk / "run", "compute=in_process")
+        assert first.status == 1, first.said
+        assert "no space left" in first.said, first.said
+        assert "Traceback" not in first.said, first.said
+        assert not list((disk / "run").rglob(".*")), "a half-written file was left"
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        found = bench.run(disk / "run", "compute=in_process")
+        yield from bench.verdict("full disk, run folder", disk / "run", found)
+
+
+def small_store_and_full_spill_folder(bench: Bench) -> Rows:
+    """An object store of 200 MB whose spill folder holds nothing: backpressure must be enough."""
+    disk, run_dir = bench.folder / "spill", bench.folder / "spill-run"
+    with small_disk(disk, "64k"):
+        found = bench.run(
+            run_dir, "compute=local", "compute.object_store_memory=200000000",
+            f"compute.spill_dir={disk}",
+        )  # fmt: skip
+        used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
+        yield from bench.verdict("200 MB object store, full spill folder", run_dir, found)
+        yield bench.row("200 MB object store, full spill folder", "spilled", used, "bytes")
+
+
+JUMPING_CLOCK = """
+import random, sys, time
+chance, real = random.Random(int(sys.argv.pop(1))), time.time
+jump = 0.0
+def clock():
+    global jump
+    if chance.random() < 0.05:
+        jump = chance.uniform(-86400, 86400)
+    return real() + jump
+time.time = clock
+from pipelines.cli import main
+sys.exit(main(["cluster", *sys.argv[1:]]))
+"""
+
+
+def clock_jumps(bench: Bench) -> Rows:
+    """The wall clock of the job's process jumps by up to a day, both ways, all the time."""
+    run_dir = bench.folder / "clock"
+    program = (sys.executable, "-c", JUMPING_CLOCK, str(bench.seed))
+    found = bench.run(run_dir, "compute=in_process", program=program)
+    yield from bench.verdict("clock jumps", run_dir, found)
+    seconds = json.loads((run_dir / "run.json").read_text())["stages"]
+    assert all(0 <= stage["seconds"] < 600 for stage in seconds.values()), seconds
+
+
+CASES: dict[str, Callable[[Bench], Rows]] = {
+    "kills": kills,
+    "full-run-folder": full_run_folder,
+    "small-store": small_store_and_full_spill_folder,
+    "clock": clock_jumps,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="six kills, a small corpus")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
+    parser.add_argument("--case", choices=CASES, action="append", help="only these cases")
+    parser.add_argument("--json", required=True, help="file for the figures")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    with TemporaryDirectory(prefix="faults-") as folder:
+        bench = Bench(Path(folder), options.quick, options.seed)
+        for name in options.case or CASES:
+            try:
+                for row in CASES[name](bench):
+                    rows.append(row)
+                    print(f"{row['case']:42s} {row['metric']:32s} {row['value']:10g} {row['unit']}")
+            except OSError as error:
+                print(f"{name}: left out, {error}")
+            Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
