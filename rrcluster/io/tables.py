@@ -76,9 +76,31 @@ def assignments_schema(levels: int) -> pa.Schema:
     )
 
 
+def weights_schema(levels: int) -> pa.Schema:
+    """The schema of ``sample/<name>/weights.parquet``."""
+    return pa.schema(
+        [
+            ("sample_id", SAMPLE_ID),
+            ("shard", pa.int32()),
+            ("key", pa.string()),
+            ("row", pa.int32()),
+            ("weight", pa.float64()),
+            ("repeat", pa.int32()),
+            *[(f"level_{level}", pa.int64()) for level in range(levels)],
+        ]
+    )
+
+
+def with_metadata(kind: str, schema: pa.Schema) -> pa.Schema:
+    """The schema with the format's metadata."""
+    return schema.with_metadata(
+        {b"rrcluster.schema": kind.encode(), b"rrcluster.schema_version": b"1"}
+    )
+
+
 def write_table(store: Store, name: str, kind: str, table: pa.Table) -> None:
     """Publish ``table`` as Parquet with the format's metadata; same rows, same bytes."""
-    metadata = {b"rrcluster.schema": kind.encode(), b"rrcluster.schema_version": b"1"}
+    metadata = with_metadata(kind, table.schema).metadata
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
     store.write_bytes(name, buffer.getvalue())
