@@ -17,6 +17,7 @@ from rrcluster.records import UserError
 JOBS = {
     "demo": "the whole job on a small corpus that it draws itself; no GPU, no network",
     "cluster": "image shards to a named tree of clusters",
+    "sample": "a balanced sample of a run, in trainers' formats",
     "report": "write report/index.html of a run again",
     "evaluate": "score a run's levels against labels",
     "status": "what is done, what failed, counts that reconcile",

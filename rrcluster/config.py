@@ -28,6 +28,7 @@ from rrcluster.core.caption import CaptionSpec
 from rrcluster.core.count import CountSpec
 from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.refine import RefineSpec
+from rrcluster.core.sample import SampleSpec
 from rrcluster.io.corpus import CorpusSpec
 from rrcluster.models.encoder import EncoderSpec
 from rrcluster.records import UserError, setting
@@ -116,6 +117,7 @@ class Config:
     compute: ComputeSpec = field(default_factory=ComputeSpec)
     write: WriteSpec = field(default_factory=WriteSpec)
     report: ReportSpec = field(default_factory=ReportSpec)
+    sample: SampleSpec = field(default_factory=SampleSpec)
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
     demo: DemoSpec = field(default_factory=DemoSpec)
     run_dir: str = setting("", "folder of the run: local path or object store URI")
@@ -241,7 +243,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 # Paths and names: taken as they are typed, so that globs and braces need no quotes of Hydra's.
 _PLAIN = (
     "corpus.uri", "run_dir", "encoder.model", "encoder.checkpoint", "encoder.projection",
-    "encoder.text", "caption.vocabulary", "evaluate.labels",
+    "encoder.text", "caption.vocabulary", "evaluate.labels", "sample.weights",
 )  # fmt: skip
 
 

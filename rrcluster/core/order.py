@@ -61,7 +61,7 @@ class Parts:
 
 
 def cut_into_parts(sizes: Ints, rows: int, sliced: bool) -> Parts:
-    """Parts of about ``rows`` rows; groups that are larger are cut if ``sliced``, else kept whole."""
+    """Parts of about ``rows`` rows; larger groups are cut if ``sliced``, else kept whole."""
     slices = np.maximum(-(-sizes // rows), 1) if sliced else np.ones_like(sizes)
     alone = sizes > rows
     run = np.cumsum(np.where(alone, 0, sizes)) // rows
@@ -147,4 +147,5 @@ def sensitivity_weights(clocks: Floats, taken: int) -> Floats:
     if taken >= len(clocks):
         return np.ones(taken)
     limit = clocks[taken, 0]
-    return 1 / -np.expm1(-clocks[:taken, 1] * limit)
+    weights: Floats = 1 / -np.expm1(-clocks[:taken, 1] * limit)
+    return weights

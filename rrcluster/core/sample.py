@@ -35,10 +35,10 @@ class SampleSpec:
     multiplier: int = setting(1, "times that a row of a small cluster may be repeated at most")
     min_per_cluster: int = setting(0, "rows that each finest cluster gives at least, if it can")
     max_per_cluster: int | None = setting(None, "rows that a finest cluster gives at most")
-    weights: Any = setting(
+    weights: str | None = setting(
         None,
-        "share of a cluster against its siblings, by id or by best caption: {12: 3, 'red circle': "
-        "0.5}; 0 leaves it out",
+        "share of a cluster against its siblings, by id or best caption: {12: 3, red circle: 0.5}, "
+        "or a JSON file of that; 0 leaves it out",
     )
     exclude: list[Any] = setting([], "clusters of any level to leave out, by id or best caption")
     max_outlier: float | None = setting(None, "leave out rows with a larger outlier score")
@@ -181,3 +181,11 @@ def balance(counts: Ints) -> dict[str, float]:
         "effective": float(np.exp(entropy)),
         "covered": int((counts > 0).sum()),
     }
+
+
+def lorenz(counts: Ints, points: int = 101) -> list[float]:
+    """Share of the rows in the smallest clusters, at ``points`` even shares of the clusters."""
+    total = max(int(counts.sum()), 1)
+    rows = np.r_[0, np.cumsum(np.sort(counts))] / total
+    at = np.linspace(0, len(counts), points)
+    return [round(float(v), 6) for v in np.interp(at, np.arange(len(counts) + 1), rows)]

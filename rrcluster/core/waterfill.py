@@ -1,8 +1,8 @@
 """Water-filling: spread a budget over children as evenly as their bounds allow, exactly.
 
 Every node of a level is filled at once: children of all nodes are one array with segments. With
-bounds lo ≤ a ≤ up and weights w, child i of a node gets a_i = clip(w_i t, lo_i, up_i), where t is the
-node's water level: Σ a_i = budget. Without weights and lower bounds that is min(t, size), the
+bounds lo ≤ a ≤ up and weights w, child i of a node gets a_i = clip(w_i t, lo_i, up_i), where t is
+the node's water level: Σ a_i = budget. Without weights and lower bounds that is min(t, size), the
 allocation of hierarchical sampling in arXiv 2405.15613, section 3.3; rounding is exact here.
 """
 
@@ -27,9 +27,9 @@ def water_fill(
 ) -> Ints:
     """(m,) the children's shares: each node's shares add up to its budget, to the row.
 
-    ``budget`` (p,) of the nodes, each between the sums of its children's bounds; ``parent`` (m,) the
-    node of each child; ``weight`` (m,) positive. What whole numbers leave over goes to the largest
-    fractions, and among equal ones by ``key`` (m,): a hash, so that it does not depend on order.
+    ``budget`` (p,) of the nodes, each between the sums of its children's bounds; ``parent`` (m,)
+    the node of each child; ``weight`` (m,) positive. What whole numbers leave over goes to the
+    largest fractions, and among equal ones by ``key`` (m,): a hash, so not by the order of rows.
     """
     nodes = len(budget)
     weight = _scaled(weight, parent, nodes)
@@ -76,7 +76,7 @@ def _scaled(weight: Floats, parent: Ints, nodes: int) -> Floats:
 
 
 def _water_level(budget: Ints, parent: Ints, lower: Ints, upper: Ints, weight: Floats) -> Floats:
-    """(p,) the level t of each node, from the sorted levels at which children start and stop rising.
+    """(p,) the level t of each node, from the sorted levels where children start and stop rising.
 
     Between two of these events Σ a_i = constant + slope · t, with an integer constant.
     """

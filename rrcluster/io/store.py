@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -137,18 +139,32 @@ class Store:
         if not self.is_local:
             self._call(lambda fs: fs.pipe_file(path, content))
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        beside = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex}"
+        with self.writing(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write piece by piece, published under ``name`` when the block ends well.
+
+        For an object store the content is first spooled to a temporary file on this machine.
+        """
+        path = self.path(name)
+        folder = os.path.dirname(path) if self.is_local else None
+        if folder is not None:
+            os.makedirs(folder, exist_ok=True)
+        beside = f"{folder or tempfile.gettempdir()}/.writing-{uuid.uuid4().hex}"
         try:
             with open(beside, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
-        except BaseException:
+            if self.is_local:
+                os.replace(beside, path)
+            else:
+                self._call(lambda fs: fs.put_file(beside, path))
+        finally:
             if os.path.exists(beside):
                 os.unlink(beside)
-            raise
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
