@@ -1,21 +1,22 @@
 """Names for clusters: the images of a cluster vote over candidate texts in CLIP's shared space.
 
-Voting over names follows CPP (arXiv 2306.05272). What is ours, with top-1 over k-means clusters of
-real CLIP ViT-B/32 vectors (171 pairs of cluster and vocabulary from 3 corpora; the constants below
-were set on these, and CIFAR-10 was kept apart: 7 of 8 with LVIS names, plain cosine 1 of 8):
+Voting over names follows CPP (arXiv 2306.05272). What is ours (``tests/benchmarks/captions.py``
+measures it against CPP's voting; the constants below were chosen while looking at such scores):
 
 - both sides are centred, since images and texts lie in two narrow cones (arXiv 2203.02053) and a
-  plain cosine mostly measures those: .79 to .88;
-- half of an image's votes go by reciprocal rank, which finds the specific word of a fine cluster
-  (.90), and half to all texts that fit it, which finds the general word of a coarse one (two
-  clusters of 37 breeds are "dog" and "cat"). Ranks need no temperature, so the score means the same
-  for every encoder: right names had at least .62, the best name of shuffled clusters at most .28;
-- the images' centre is half the corpus and half the sibling clusters, so that a name says what
-  distinguishes (.89 and .91 with 5 and 10 families).
+  plain cosine mostly measures those. What the corpus as a whole says for a text is taken off, but
+  at most CLIP_AT deviations of it: the cones tilt all texts a little, while a text that stands out
+  is what the corpus is about, and pets are to be called cats and dogs;
+- half of an image's votes go by reciprocal rank, which finds the specific word of a fine cluster,
+  and half to all texts that fit it, which finds the general word of a mixed one. Ranks need no
+  temperature, so the score means the same for every encoder;
+- what the sibling clusters share beyond the corpus is taken off by half, so that a name says what
+  distinguishes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import unicodedata
@@ -23,18 +24,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from rrcluster.records import setting
 
-SHRINK = 0.85  # of the centre: at 1 nothing is left of an only cluster (top-1 .88 at .95)
-SIBLINGS = 0.5  # of the centre is the family's; at 1 small families lose what they share (.84)
+SHRINK = 0.85  # of the corpus's part: at 1 nothing is left of an only cluster
+SIBLINGS = 0.5  # of what the family adds to the corpus; at 1 small families lose what they share
+CLIP_AT = 2.0  # standard deviations over the texts that the corpus's part may take off
 BALLOT = 10  # texts that an image ranks
 FITTING = 0.02  # of the texts fit an image
 ENDINGS = (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x"))
-CHUNK = 4096  # images that vote at once: CHUNK * m floats of working memory
+CHUNK = 1024  # images that vote at once: CHUNK * (m + own * d) floats of working memory
 
 
 @dataclass
@@ -54,18 +56,26 @@ class CaptionSpec:
     )
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What images are compared with: the corpus (d,), and what each family adds to it (k, d)."""
+
+    corpus: Float[Tensor, " d"]
+    family: Float[Tensor, "k d"]
+
+
 def origins(
     clusters: Float[Tensor, "k d"],
     siblings: Int[Tensor, " k"],
     weights: Float[Tensor, " k"] | None = None,
-) -> Float[Tensor, "k d"]:
-    """What the images of each cluster are compared with: corpus and family, half each, shrunken.
+) -> Origin:
+    """The origin of clusters with mean vectors ``clusters``.
 
     ``siblings`` is the index of the parent; clusters with one parent are a family (all zeros: one
     flat family). With ``weights`` (sizes) large clusters count more.
     """
     if not len(clusters):
-        return clusters.clone()
+        return Origin(clusters.new_zeros(clusters.shape[1]), clusters.clone())
     mass = torch.ones(len(clusters)) if weights is None else weights
     mass = mass.to(clusters)
     families = int(siblings.max()) + 1
@@ -75,107 +85,103 @@ def origins(
     tiny = torch.finfo(clusters.dtype).tiny
     family = (total / count.clamp_min(tiny)[:, None])[siblings]  # (k, d)
     corpus = total.sum(dim=0) / count.sum().clamp_min(tiny)
-    return SHRINK * (SIBLINGS * family + (1.0 - SIBLINGS) * corpus)
-
-
-def score_candidates(
-    clusters: Float[Tensor, "k d"],
-    texts: Float[Tensor, "m d"],
-    siblings: Int[Tensor, " k"],
-    allowed: Bool[Tensor, "k m"] | None = None,
-    weights: Float[Tensor, " k"] | None = None,
-) -> Float[Tensor, "k m"]:
-    """Centred cosines of mean image vectors with texts, in deviations over each row's candidates.
-
-    For when only the means are at hand, and to shortlist; ``vote`` is better and says how sure.
-    Candidates that are not allowed get -inf.
-    """
-    images = normalize(clusters - origins(clusters, siblings, weights), dim=-1)
-    cosine = images @ _centred(texts).T
-    ok = torch.ones_like(cosine, dtype=torch.bool) if allowed is None else allowed
-    count = ok.sum(dim=1, keepdim=True).clamp_min(1)
-    mean = cosine.where(ok, 0.0).sum(dim=1, keepdim=True) / count
-    spread = (cosine - mean).where(ok, 0.0).square().sum(dim=1, keepdim=True) / count
-    z = (cosine - mean) / spread.sqrt().clamp_min(1e-6)
-    return z.masked_fill(~ok, float("-inf"))
+    return Origin(SHRINK * corpus, SHRINK * SIBLINGS * (family - corpus))
 
 
 def vote(
     images: Float[Tensor, "n d"],
     cluster_of: Int[Tensor, " n"],
-    origin: Float[Tensor, "k d"],
+    origin: Origin,
     texts: Float[Tensor, "m d"],
-    allowed: Bool[Tensor, "k m"] | None = None,
-) -> Float[Tensor, "k m"]:
+    own: Int[Tensor, "k p"] | None = None,
+    phrases: Float[Tensor, "q d"] | None = None,
+) -> Float[Tensor, "k c"]:
     """The clusters' mean votes, in 0..1: 1/(2r) to an image's r-th nearest text, r <= 10, and 1/2
     to each of its nearest 2 %.
 
-    1 means that every image of the cluster has this text first; a cluster whose images agree on
-    nothing stays low everywhere. ``images`` are unit rows, a sample of each cluster; ``origin`` is
-    from ``origins``.
+    Columns are the ``texts``, then p places for the rows of ``phrases`` that are candidates of this
+    cluster alone (``own``, -1 for none). 1 means that every image of the cluster has this text
+    first; a cluster whose images agree on nothing stays low everywhere. ``images`` are unit rows, a
+    sample of each cluster.
     """
-    k, m = len(origin), len(texts)
-    total = origin.new_zeros(k, m, dtype=torch.float32)
-    if not m:
+    k, m = len(origin.family), len(texts)
+    places = 0 if own is None else own.shape[1]
+    total = origin.family.new_zeros(k, m + places, dtype=torch.float32)
+    if not m + places:
         return total
-    centred_texts = _centred(texts.float())
-    fitting = math.ceil(FITTING * m)
-    ballot = min(max(BALLOT, fitting), m)
+    centre = _centre(texts.float())
+    general = normalize(normalize(texts.float(), dim=-1) - centre, dim=-1)  # (m, d)
+    corpus = general @ origin.corpus.float()  # (m,)
+    limit = _limit(corpus)
+    fitting = math.ceil(FITTING * (m + places))
+    ballot = min(max(BALLOT, fitting), m + places)
     rank = torch.arange(1, ballot + 1, device=total.device)
     shares = 0.5 / rank * (rank <= BALLOT) + 0.5 * (rank <= fitting)  # (ballot,)
     for start in range(0, len(images), CHUNK):
         owner = cluster_of[start : start + CHUNK]  # (c,)
-        rows = images[start : start + CHUNK].float() - origin[owner].float()
-        cosine = normalize(rows, dim=-1) @ centred_texts.T  # (c, m)
-        if allowed is not None:
-            cosine = cosine.masked_fill(~allowed[owner], float("-inf"))
-        best, choice = cosine.topk(ballot, dim=1)  # (c, ballot)
+        rows = images[start : start + CHUNK].float() - origin.family[owner].float()
+        score = rows @ general.T - corpus.clamp_max(limit)  # (c, m)
+        if own is not None and phrases is not None and places:
+            mine = own[owner]  # (c, p); the phrase of an empty place is masked below
+            words = normalize(normalize(phrases[mine].float(), dim=-1) - centre, dim=-1)
+            bias = (words @ origin.corpus.float()).clamp_max(limit)  # (c, p)
+            extra = torch.einsum("cd,cpd->cp", rows, words) - bias
+            score = torch.cat([score, extra.masked_fill(mine < 0, float("-inf"))], dim=1)
+        best, choice = score.topk(ballot, dim=1)  # (c, ballot)
         share = shares.expand_as(choice).where(best.isfinite(), 0.0)
-        cell = owner[:, None] * m + choice
+        cell = owner[:, None] * (m + places) + choice
         total.view(-1).index_add_(0, cell.reshape(-1), share.reshape(-1))
     voters = torch.bincount(cluster_of, minlength=k).clamp_min(1)
     return total / voters[:, None]
 
 
+def _limit(corpus: Float[Tensor, " m"]) -> float:
+    """The most that the corpus takes off a text's score."""
+    if len(corpus) <= BALLOT:  # too few to tell what stands out
+        return float("inf")
+    return float(corpus.mean() + CLIP_AT * corpus.std())
+
+
+def _centre(texts: Float[Tensor, "m d"]) -> Float[Tensor, " d"]:
+    """The texts' cone; a single text, or all alike, has none of its own: shrunken."""
+    if not len(texts):
+        return texts.new_zeros(texts.shape[1])
+    unit = normalize(texts, dim=-1)
+    return unit.mean(dim=0) * (1.0 if len(unit) > BALLOT else SHRINK)
+
+
 def pick(
-    scores: Float[Tensor, "k m"],
+    scores: Float[Tensor, "k c"],
     texts: Sequence[str],
     top: int,
     min_score: float = 0.0,
+    own: Sequence[Sequence[str]] = (),
 ) -> list[list[tuple[str, float]]]:
     """Each cluster's best texts with their scores, without near-duplicates of a better one.
 
-    A cluster whose best score is below ``min_score`` gets an empty list: it says that it has no
-    name instead of a wrong one. Further names of a named cluster must reach a tenth of the first.
+    Columns are the ``texts``, then the cluster's ``own``. A cluster whose best score is below
+    ``min_score`` gets an empty list: it says that it has no name instead of a wrong one. Further
+    names of a named cluster must reach a tenth of the first.
     """
-    deep = min(len(texts), 6 * top)  # enough that duplicates leave ``top``
+    deep = min(scores.shape[1], 6 * top)  # enough that duplicates leave ``top``
     if not deep:
         return [[] for _ in range(len(scores))]
     best, choice = scores.topk(deep, dim=1)
-    stems = {j: _stems(texts[j]) for j in set(choice.reshape(-1).tolist())}
     names: list[list[tuple[str, float]]] = []
-    for values, indices in zip(best.tolist(), choice.tolist(), strict=True):
-        kept: list[int] = []
+    for i, (values, indices) in enumerate(zip(best.tolist(), choice.tolist(), strict=True)):
         named: list[tuple[str, float]] = []
         least = max(0.1 * values[0], torch.finfo(torch.float32).tiny)
         for value, j in zip(values, indices, strict=True):
             if values[0] < min_score or value < least or len(named) == top:
                 break
-            if any(_same(stems[j], stems[other]) for other in kept):
-                continue
-            kept.append(j)
-            named.append((texts[j], value))
+            text = texts[j] if j < len(texts) else own[i][j - len(texts)]
+            if not any(_same(_stems(text), _stems(better)) for better, _ in named):
+                named.append((text, value))
         names.append(named)
     return names
 
 
-def _centred(texts: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
-    unit = normalize(texts, dim=-1)
-    # A single text, or all alike, has no centre of its own: shrunken, so that something is left.
-    centre = unit.mean(dim=0) * (1.0 if len(unit) > BALLOT else SHRINK)
-    return normalize(unit - centre, dim=-1)
-
-
+@functools.lru_cache(1 << 16)
 def _stems(text: str) -> frozenset[str]:
     """The words of a text without case, accents and common English endings."""
     plain = unicodedata.normalize("NFKD", text.casefold())

@@ -47,12 +47,19 @@ def pixel_facts(spec: EncoderSpec) -> PixelFacts:
     return clip.look(spec).pixels
 
 
+def text_needs_model(spec: EncoderSpec) -> bool:
+    """Whether text vectors come from a model that must run, and not from a file or nowhere."""
+    if spec.text is None:
+        return spec.kind in ("tiny", "open_clip")
+    return not spec.text.endswith(".npz")
+
+
 def load_text_tower(spec: EncoderSpec, device: str) -> TextTower | None:
     """Where captions get text vectors from; None when the encoder has no text side."""
     if spec.text is not None and spec.text.endswith(".npz"):
         x, names = read_arrays("encoder.text", spec.text, ("x", "name"))
         return FixedTexts([str(name) for name in names], cast(Any, x))
-    if spec.text is None and spec.kind not in ("tiny", "open_clip"):
+    if not text_needs_model(spec):
         return None
     from rrcluster.models import clip
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import reduce
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from rrcluster.compute import Compute, Progress, in_order
-from rrcluster.core.caption import origins, pick, vote
-from rrcluster.core.forest import Forest, label
+from rrcluster.compute import Compute, Progress
+from rrcluster.core.forest import Forest
 from rrcluster.core.ngrams import cluster_ngrams
-from rrcluster.io.drawings import vocabulary as drawn_vocabulary
-from rrcluster.io.store import Store
-from rrcluster.io.tensors import read_arrays, write_arrays
-from rrcluster.models.encoder import EncoderSpec
-from rrcluster.models.load import load_text_tower
-from rrcluster.models.vocabulary import load_vocabulary
 from rrcluster.stages.count import read_forest
-from rrcluster.stages.gather import EXEMPLARS, OUTLIER, Facts, Picks, gather, look_up
+from rrcluster.stages.gather import EXEMPLARS, Facts, Picks, gather, look_up
 from rrcluster.stages.names import NAMES, Named, Names, read_names
 from rrcluster.stages.run import Record, Run
 from rrcluster.stages.select import LoadBlock
+from rrcluster.stages.texts import candidate_texts
+from rrcluster.stages.votes import vote_names
 
 EXAMPLES = "model/caption/examples.json"
-TEXTS = "model/caption/texts.safetensors"
 CAPTIONS_READ = 64  # of a cluster, for its n-grams
 NGRAMS_KEPT = 12  # candidates from a cluster's own captions
 
@@ -55,16 +46,14 @@ def _caption(run: Run, compute: Compute, progress: Progress) -> None:
     rows = look_up(compute, store, shown)
     phrases = ngrams_of(facts.texts, rows, len(paths), spec.ngrams)
     progress("caption", 2, 4, "candidate texts")
-    tower = run.config.encoder
-    item = (tuple(candidates(run)), tuple(sorted({p for own in phrases for p, _ in own})))
-    texts = next(compute.map(EncodeTexts(store, tower, run.config.caption.vocabulary), [item]))[1]
+    texts = candidate_texts(run, compute, [p for own in phrases for p, _ in own], progress)
     progress("caption", 3, 4, "voting")
     if texts is None:  # no text tower: the corpus's own words are all there is
         captions = [
             own_words(phrases, paths[:, level], spec.top) for level in range(paths.shape[1])
         ]
     else:
-        captions = vote_names(run, compute, load, forest, facts, phrases, texts)
+        captions = vote_names(run, compute, load, forest, facts, phrases, texts, paths)
     names = Names(
         [
             [
@@ -85,36 +74,6 @@ def finest_paths(forest: Forest) -> npt.NDArray[np.int64]:
     """(k, L): cluster at each level of every finest cluster, in the order of their numbers."""
     paths: npt.NDArray[np.int64] = forest.paths.unique(dim=0).numpy()
     return paths[paths[:, -1].argsort()]
-
-
-def candidates(run: Run) -> list[str]:
-    """Candidate names: the user's, else those that the encoder has learned, else the shipped."""
-    if run.config.caption.vocabulary is None and run.config.encoder.kind == "tiny":
-        return drawn_vocabulary()
-    return load_vocabulary(run.config.caption.vocabulary)
-
-
-@dataclass(frozen=True)
-class EncodeTexts:
-    """Task: text vectors of the candidates, kept in the run; answers with the texts it has."""
-
-    store: Store
-    encoder: EncoderSpec
-    vocabulary: str | None
-
-    def __call__(self, item: tuple[tuple[str, ...], tuple[str, ...]]) -> list[str] | None:
-        general, own = item
-        tower = load_text_tower(self.encoder, "cpu")
-        if tower is None:
-            return None
-        if tower.fixed is not None:  # only these have vectors
-            known = set(tower.fixed)
-            wanted = [t for t in general if t in known] if self.vocabulary else tower.fixed
-            texts = list(dict.fromkeys(wanted or tower.fixed))
-        else:
-            texts = list(dict.fromkeys([*general, *own]))
-        write_arrays(self.store, TEXTS, {"x": tower.encode(texts)})
-        return texts
 
 
 def ngrams_of(
@@ -143,92 +102,6 @@ def own_words(
                 best[phrase] = max(best.get(phrase, 0.0), weight)
         found.append(sorted(best.items(), key=lambda p: (-p[1], p[0]))[:top])
     return found
-
-
-def vote_names(
-    run: Run,
-    compute: Compute,
-    load: LoadBlock,
-    forest: Forest,
-    facts: Facts,
-    phrases: list[list[tuple[str, float]]],
-    texts: Sequence[str],
-) -> list[list[list[tuple[str, float]]]]:
-    """Per level and cluster, the picked names: typical images vote, block by block."""
-    spec, paths = run.config.caption, finest_paths(forest)
-    vectors = torch.from_numpy(read_arrays(run.store, TEXTS)["x"])
-    own = torch.zeros(len(paths), len(texts), dtype=torch.bool)
-    position = {text: i for i, text in enumerate(texts)}
-    from_corpus = {phrase for found in phrases for phrase, _ in found}
-    listed = set(candidates(run))
-    general = torch.tensor([t not in from_corpus or t in listed for t in texts])
-    for cluster, found in enumerate(phrases):
-        for phrase, _ in found:
-            if phrase in position:
-                own[cluster, position[phrase]] = True
-    levels = []
-    for level in range(paths.shape[1]):
-        cluster_of = torch.from_numpy(paths[:, level])
-        k = int(cluster_of.max()) + 1
-        total = torch.zeros(k, facts.typical.shape[1], dtype=torch.float64)
-        total.index_add_(0, cluster_of, facts.typical)
-        size = torch.zeros(k, dtype=torch.int64).index_add_(0, cluster_of, facts.typical_count)
-        parent = torch.zeros(k, dtype=torch.int64)
-        if level:
-            parent[cluster_of] = torch.from_numpy(paths[:, level - 1])
-        means = (total / size.clamp_min(1)[:, None]).float()
-        allowed = torch.zeros(k, len(texts), dtype=torch.bool)
-        allowed.index_put_((cluster_of,), own, accumulate=True)
-        levels.append(Ballot(origins(means, parent), allowed | general))
-    per_block = max(4, -(-spec.samples_per_cluster // load.blocks))
-    work = VoteBlock(load, forest, vectors, tuple(levels), per_block)
-    answers = in_order(compute.map(work, list(range(load.blocks))))
-    summed = reduce(_add_votes, answers)
-    scores = [votes / voters.clamp_min(1)[:, None] for votes, voters in summed]
-    return [pick(score, texts, spec.top, spec.min_score) for score in scores]
-
-
-Votes = list[tuple[Tensor, Tensor]]  # per level: summed votes (k, m) and voters (k,)
-
-
-def _add_votes(a: Votes, b: Votes) -> Votes:
-    return [(v + w, n + m) for (v, n), (w, m) in zip(a, b, strict=True)]
-
-
-@dataclass(frozen=True)
-class Ballot:
-    """Of one level: what images are compared with (k, d), and the texts allowed (k, m)."""
-
-    origin: Tensor
-    allowed: Tensor
-
-
-@dataclass(frozen=True)
-class VoteBlock:
-    """Map: summed votes (k, m) and voters (k,) of the block's typical images, per level."""
-
-    load: LoadBlock
-    forest: Forest
-    texts: Tensor
-    levels: tuple[Ballot, ...]
-    per_cluster: int
-
-    def __call__(self, block: int) -> Votes:
-        x = self.load(block)
-        found = label(self.forest, x)
-        finest = found.path[:, -1]
-        order = torch.from_numpy(np.lexsort((found.cost.numpy(), finest.numpy())))
-        owner = finest[order]
-        rank = torch.arange(len(order)) - torch.searchsorted(owner, owner)
-        rows = order[(rank < self.per_cluster) & (found.outlier[order] <= OUTLIER)]
-        rows = rows.sort().values
-        answers: Votes = []
-        for level, ballot in enumerate(self.levels):
-            cluster = found.path[rows, level]
-            voters = torch.bincount(cluster, minlength=len(ballot.origin))
-            share = vote(x[rows], cluster, ballot.origin, self.texts, ballot.allowed)
-            answers.append((share * voters.clamp_min(1)[:, None], voters))
-        return answers
 
 
 def radii(facts: Facts, cluster_of: npt.NDArray[np.int64]) -> list[float]:

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rrcluster.core.caption import SHRINK, origins, pick, score_candidates, vote
+from rrcluster.core.caption import SHRINK, SIBLINGS, Origin, origins, pick, vote
 
 
 def _flat(k: int) -> Tensor:
@@ -34,6 +34,10 @@ def _scene(seed: int, k: int = 4, per: int = 20) -> tuple[Tensor, Tensor, Tensor
     return normalize(images, dim=-1), cluster_of, normalize(texts, dim=-1)
 
 
+def _nowhere(k: int, d: int) -> Origin:
+    return Origin(torch.zeros(d), torch.zeros(k, d))
+
+
 def _means(images: Tensor, cluster_of: Tensor, k: int) -> Tensor:
     return torch.stack([images[cluster_of == j].mean(0) for j in range(k)])
 
@@ -42,9 +46,9 @@ def test_votes_are_half_reciprocal_ranks_and_half_fitting_texts_by_hand() -> Non
     """Two images, three texts, of which 2 % round up to one: shares of 1, 1/4 and 1/6."""
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     images = normalize(torch.tensor([[1.0, 0.2], [-1.0, 0.2]]), dim=-1)
-    together = vote(images, torch.tensor([0, 0]), torch.zeros(1, 2), texts)
+    together = vote(images, torch.tensor([0, 0]), _nowhere(1, 2), texts)
     assert torch.allclose(together, torch.tensor([[(1 + 1 / 6) / 2, 1 / 4, (1 + 1 / 6) / 2]]))
-    apart = vote(images, torch.tensor([0, 1]), torch.zeros(2, 2), texts)
+    apart = vote(images, torch.tensor([0, 1]), _nowhere(2, 2), texts)
     assert torch.allclose(apart, torch.tensor([[1, 1 / 4, 1 / 6], [1 / 6, 1 / 4, 1]]))
 
 
@@ -55,65 +59,79 @@ def test_a_mixed_cluster_gets_the_general_word_and_its_parts_the_specific_ones()
     others = normalize(torch.randn(97, 64, generator=g), dim=-1)
     texts = torch.cat([torch.stack([a, b, animal]), others])
     images = normalize(torch.stack([a + 0.9 * animal, b + 0.9 * animal] * 10), dim=-1)
-    coarse = vote(images, torch.zeros(20, dtype=torch.long), torch.zeros(1, 64), texts)
+    coarse = vote(images, torch.zeros(20, dtype=torch.long), _nowhere(1, 64), texts)
     assert coarse[0].argmax() == 2
-    fine = vote(images, torch.arange(20) % 2, torch.zeros(2, 64), texts)
+    fine = vote(images, torch.arange(20) % 2, _nowhere(2, 64), texts)
     assert fine.argmax(1).tolist() == [0, 1]
 
 
-def test_the_origin_is_half_the_corpus_and_half_the_family_by_hand() -> None:
+def test_the_origin_is_the_corpus_and_half_of_what_the_family_adds_by_hand() -> None:
     clusters = torch.tensor([[0.0], [2.0], [10.0]])
-    parents = torch.tensor([0, 0, 1])
-    corpus = 4.0
-    expected = torch.tensor([[(1 + corpus) / 2], [(1 + corpus) / 2], [(10 + corpus) / 2]])
-    assert torch.allclose(origins(clusters, parents), SHRINK * expected)
+    found = origins(clusters, torch.tensor([0, 0, 1]))
+    assert torch.allclose(found.corpus, torch.tensor([SHRINK * 4.0]))
+    adds = torch.tensor([[1.0 - 4.0], [1.0 - 4.0], [10.0 - 4.0]])
+    assert torch.allclose(found.family, SHRINK * SIBLINGS * adds)
     weighted = origins(clusters, _flat(3), torch.tensor([1.0, 1.0, 0.0]))
-    assert torch.allclose(weighted, SHRINK * torch.ones(3, 1))
+    assert torch.allclose(weighted.corpus, torch.tensor([SHRINK * 1.0]))
+    assert torch.allclose(weighted.family, torch.zeros(3, 1))
 
 
 def test_both_sides_offsets_do_not_hide_the_names() -> None:
     images, cluster_of, texts = _scene(0)
-    means = _means(images, cluster_of, 4)
-    expected = torch.arange(4)
-    assert torch.equal(score_candidates(means, texts, _flat(4)).argmax(1), expected)
-    votes = vote(images, cluster_of, origins(means, _flat(4)), texts)
-    assert torch.equal(votes.argmax(1), expected)
+    votes = vote(images, cluster_of, origins(_means(images, cluster_of, 4), _flat(4)), texts)
+    assert torch.equal(votes.argmax(1), torch.arange(4))
     assert votes.max() <= 1.0
     assert votes.min() >= 0.0
 
 
 def test_a_single_cluster_still_gets_its_name() -> None:
     images, cluster_of, texts = _scene(1, k=1)
-    means = _means(images, cluster_of, 1)
-    votes = vote(images, cluster_of, origins(means, _flat(1)), texts)
+    votes = vote(images, cluster_of, origins(_means(images, cluster_of, 1), _flat(1)), texts)
     assert votes.argmax() == 0
-    assert score_candidates(means, texts, _flat(1)).argmax() == 0
+
+
+def test_what_the_whole_corpus_is_about_is_still_a_name() -> None:
+    """Every image is a pet of one of four kinds: without a limit the corpus's mean hides "pet"."""
+    g = torch.Generator().manual_seed(3)
+    pet, *kinds = torch.eye(64)[:5]
+    others = normalize(torch.randn(120, 64, generator=g), dim=-1)
+    texts = normalize(torch.cat([pet[None], others]), dim=-1)
+    images = torch.stack([pet + 0.3 * kinds[i % 4] for i in range(40)])
+    images = normalize(images + 0.02 * torch.randn(40, 64, generator=g), dim=-1)
+    cluster_of = torch.arange(40) % 4
+    votes = vote(images, cluster_of, origins(_means(images, cluster_of, 4), _flat(4)), texts)
+    assert votes.argmax(1).tolist() == [0, 0, 0, 0]
 
 
 def test_siblings_are_named_by_what_distinguishes_them() -> None:
     """Two kinds of dog beside a far cluster: "dog" fits both, but does not tell them apart."""
     dog, small, big, car = torch.eye(4)
-    clusters = normalize(torch.stack([dog + 0.6 * small, dog + 0.6 * big, car]), dim=-1)
-    texts = normalize(torch.stack([dog, dog + small, dog + big, car, -car]), dim=-1)
-    scores = score_candidates(clusters, texts, torch.tensor([0, 0, 1]))
-    assert scores.argmax(1).tolist() == [1, 2, 3]
-    coarse = normalize(torch.stack([clusters[:2].mean(0), car]), dim=-1)
-    assert score_candidates(coarse, texts, _flat(2)).argmax(1).tolist() == [0, 3]
+    clusters = normalize(torch.stack([dog + 0.8 * small, dog + 0.8 * big, car]), dim=-1)
+    texts = normalize(torch.stack([dog, dog + 2 * small, dog + 2 * big, car, -car]), dim=-1)
+    rows, cluster_of = clusters.repeat_interleave(5, 0), torch.arange(3).repeat_interleave(5)
+    votes = vote(rows, cluster_of, origins(clusters, torch.tensor([0, 0, 1])), texts)
+    assert votes.argmax(1).tolist() == [1, 2, 3]
 
 
-def test_candidates_that_are_not_allowed_get_nothing() -> None:
+def test_phrases_are_candidates_of_their_own_cluster_alone() -> None:
     images, cluster_of, texts = _scene(2)
-    allowed = torch.ones(4, 12, dtype=torch.bool)
-    allowed[torch.arange(4), torch.arange(4)] = False
-    means = _means(images, cluster_of, 4)
-    votes = vote(images, cluster_of, origins(means, _flat(4)), texts, allowed)
-    assert votes[~allowed].max() == 0
-    scores = score_candidates(means, texts, _flat(4), allowed)
-    assert torch.isneginf(scores[~allowed]).all()
-    assert scores[allowed].isfinite().all()
-    nothing = vote(images, cluster_of, origins(means, _flat(4)), texts, torch.zeros_like(allowed))
+    origin = origins(_means(images, cluster_of, 4), _flat(4))
+    phrases = torch.stack([texts[0], texts[1]])
+    own = torch.tensor([[0, -1], [-1, -1], [0, 1], [-1, -1]])
+    votes = vote(images, cluster_of, origin, texts[2:], own, phrases)
+    assert votes.shape == (4, 10 + 2)
+    assert votes[0].argmax() == 10  # cluster 0 has its text as a phrase
+    assert votes[1, 10:].max() == 0  # cluster 1 has none, although phrase 1 is its text
+    assert votes[2].argmax() == 0
+    assert votes[3].argmax() == 1
+    names = pick(
+        votes, [f"t{j}" for j in range(2, 12)], 3, 0.3, [["zero"], [], ["zero", "one"], []]
+    )
+    assert names[0][0][0] == "zero"
+    assert names[2][0][0] == "t2"
+    nothing = vote(images, cluster_of, origin, texts[:0], torch.full((4, 1), -1), phrases)
     assert nothing.max() == 0
-    assert pick(nothing, [str(j) for j in range(12)], 3) == [[], [], [], []]
+    assert pick(nothing, [], 3, 0.0, [["x"]] * 4) == [[], [], [], []]
 
 
 @given(seed=st.integers(0, 1000), cut=st.integers(1, 79))
@@ -131,18 +149,16 @@ def test_votes_add_over_parts_and_follow_permutations(seed: int, cut: int) -> No
         total += vote(images[part], cluster_of[part], origin, texts) * size[:, None]
     assert torch.allclose(total / sizes[:, None], whole, atol=1e-5)
     swap = torch.tensor([2, 0, 3, 1])
-    renamed = vote(images, torch.argsort(swap)[cluster_of], origin[swap], texts)
+    swapped = Origin(origin.corpus, origin.family[swap])
+    renamed = vote(images, torch.argsort(swap)[cluster_of], swapped, texts)
     assert torch.allclose(renamed, whole[swap], atol=1e-5)
 
 
 def test_no_images_no_texts_no_clusters_are_normal() -> None:
-    texts = torch.eye(3)
-    none = torch.zeros(0, 3)
-    ids = torch.zeros(0, dtype=torch.long)
-    assert vote(none, ids, torch.zeros(2, 3), texts).max() == 0
-    assert vote(none, ids, torch.zeros(2, 3), none).shape == (2, 0)
-    assert origins(none, ids).shape == (0, 3)
-    assert score_candidates(none, texts, ids).shape == (0, 3)
+    none, ids = torch.zeros(0, 3), torch.zeros(0, dtype=torch.long)
+    assert vote(none, ids, _nowhere(2, 3), torch.eye(3)).max() == 0
+    assert vote(none, ids, _nowhere(2, 3), none).shape == (2, 0)
+    assert origins(none, ids).family.shape == (0, 3)
     assert pick(torch.zeros(2, 0), [], 3) == [[], []]
 
 

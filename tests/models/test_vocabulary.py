@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from rrcluster.models.vocabulary import load_vocabulary
+from rrcluster.models.vocabulary import NOTICE, load_vocabulary
 from rrcluster.records import UserError
 
 
 def test_the_shipped_vocabulary_is_large_clean_and_general() -> None:
     names = load_vocabulary()
-    assert 1000 <= len(names) <= 2000
+    assert 2000 <= len(names) <= 3000
     assert len({name.casefold() for name in names}) == len(names)
     assert all(name == name.strip() and len(name) < 40 for name in names)
-    assert {"dog", "pizza", "screenshot", "living room", "airplane", "stripes"} <= set(names)
+    assert {"dog", "pizza", "screenshot", "living room", "bicycle", "stripe"} <= set(names)
+
+
+def test_the_lists_name_their_sources_and_the_licence_lies_beside_them() -> None:
+    folder = resources.files("rrcluster.models")
+    for name in ("vocabulary.txt", "kinds.txt"):
+        text = folder.joinpath(name).read_text("utf-8")
+        assert all(f"# {line}" in text for line in NOTICE.splitlines())
+    assert "Princeton University" in folder.joinpath("LICENSE.wordnet").read_text("utf-8")
 
 
 def test_a_users_list_loses_comments_blanks_and_repeats(tmp_path: Path) -> None:
