@@ -83,9 +83,12 @@ class WriteSpec:
 class ReportSpec:
     """The HTML report."""
 
-    max_megabytes: float = setting(20.0, "size that thumbnails may fill the page up to")
+    max_megabytes: float = setting(20.0, "size that thumbnails may fill a page up to")
+    clusters_per_page: int = setting(
+        1000, "finest clusters on one page; a larger tree gets pages beside index.html"
+    )
     thumbnail: int = setting(96, "longest side of a thumbnail in pixels")
-    thumbnail_shards: int = setting(64, "shards read again for thumbnails at most")
+    thumbnail_shards: int = setting(64, "shards read again for the thumbnails of a page at most")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens from disk and loads nothing from anywhere.
+"""The report: an HTML file that opens from disk and loads nothing from anywhere.
 
 Captions come from whoever made the corpus, so every value is escaped by the template, and the
 page's content security policy lets only the two scripts run whose hashes it names.
@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 
 from rrcluster.io.store import Store
 from rrcluster.report import advice, words
+from rrcluster.report.leaves import Leaf, cut
 from rrcluster.report.plots import charts
 from rrcluster.report.scan import Example
 from rrcluster.report.section import Part, Section
@@ -41,32 +42,60 @@ REASONS = {
 }
 
 
+def build_pages(
+    store: Store,
+    thumbnails: Callable[[list[Ref]], dict[Ref, bytes]],
+    max_megabytes: float = 20,
+    clusters_per_page: int = 1000,
+) -> Iterator[tuple[str, str]]:
+    """(file name, page) for the run in ``store``, finished or not; ``index.html`` comes last.
+
+    It is one page where the tree has at most ``clusters_per_page`` finest clusters; larger trees
+    get pages of their own beside it. Each is at most ``max_megabytes``. ``thumbnails`` gives small
+    JPEGs for (shard, row) pairs, as far as it can. When they do not all fit, every cluster keeps
+    its first ones; the page says how many were left out. Raises UserError when the folder holds no
+    run.
+    """
+    summary = gather(store)
+    parts = read_parts(store, summary)
+    limit = int(max_megabytes * MEGABYTE)
+    leaves: list[Leaf] = []
+    if len(summary.leaves) > clusters_per_page:
+        leaves = cut(summary.roots, clusters_per_page)
+    for leaf in leaves:
+        shown = replace(summary, roots=leaf.roots, outliers=())
+        render = functools.partial(_render_leaf, shown, leaf, leaves)
+        yield leaf.file, _within(limit, render, shown, thumbnails)
+    shown = replace(summary, roots=()) if leaves else summary
+    with_charts = len(_render(summary, parts, leaves, True, Album()).encode()) <= limit
+    render = functools.partial(_render, summary, parts, leaves, with_charts)
+    yield "index.html", _within(limit, render, shown, thumbnails, examples_of(parts))
+
+
 def build_report(
     store: Store,
     thumbnails: Callable[[list[Ref]], dict[Ref, bytes]],
     max_megabytes: float = 20,
 ) -> str:
-    """The page for the run in ``store``, finished or not, in at most ``max_megabytes``.
+    """``index.html`` alone, as ``build_pages`` makes it."""
+    return dict(build_pages(store, thumbnails, max_megabytes))["index.html"]
 
-    ``thumbnails`` gives small JPEGs for (shard, row) pairs, as far as it can. When they do not all
-    fit, every cluster keeps its first ones; the page says how many were left out. Raises UserError
-    when the folder holds no run.
-    """
-    summary = gather(store)
-    parts = read_parts(store, summary)
-    limit = int(max_megabytes * MEGABYTE)
-    with_charts = True
-    bare = len(_render(summary, parts, Album(), with_charts).encode())
-    if bare > limit:
-        with_charts = False
-        bare = len(_render(summary, parts, Album(), with_charts).encode())
-    album = choose(summary, thumbnails, limit - bare, examples_of(parts))
-    page = _render(summary, parts, album, with_charts)
+
+def _within(
+    limit: int,
+    render: Callable[[Album], str],
+    shown: Summary,
+    thumbnails: Callable[[list[Ref]], dict[Ref, bytes]],
+    others: Sequence[Example] = (),
+) -> str:
+    """The page with as many thumbnails as fit ``limit`` bytes."""
+    album = choose(shown, thumbnails, limit - len(render(Album()).encode()), others)
+    page = render(album)
     while len(page.encode()) > limit and album.uris:  # a sample may be shown at several places
         kept = dict(list(album.uris.items())[: len(album.uris) * 9 // 10])
         dropped = len(album.uris) - len(kept)
         album = replace(album, uris=kept, left_out=album.left_out + dropped)
-        page = _render(summary, parts, album, with_charts)
+        page = render(album)
     return page
 
 
@@ -80,8 +109,42 @@ def examples_of(parts: Sequence[Part]) -> list[Example]:
     return [example for part in parts for example in part.content.examples]
 
 
-def _render(summary: Summary, parts: Sequence[Part], album: Album, with_charts: bool) -> str:
+def _render_leaf(summary: Summary, leaf: Leaf, leaves: Sequence[Leaf], album: Album) -> str:
+    """A page of clusters of a tree that does not fit one page."""
+    content: str = (
+        _environment()
+        .get_template("leaf.html.j2")
+        .render(s=summary, p=summary.progress, leaf=leaf, leaves=leaves, **_shared(summary, album))
+    )
+    return content
+
+
+def _link(leaves: Sequence[Leaf], cluster_id: int) -> str:
+    """Where a cluster is: on this page, or on its own."""
+    for leaf in leaves:
+        if any(c.cluster_id == cluster_id for root in leaf.roots for c in root.walk()):
+            return f"{leaf.file}#c{cluster_id}"
+    return f"#c{cluster_id}"
+
+
+def _shared(summary: Summary, album: Album) -> dict[str, Any]:
+    """What every page with clusters on it needs."""
     script = _source("page.js")
+    return {
+        "record": summary.progress.record,
+        "largest": [max(int(sizes[0]), 1) / max(int(sizes.sum()), 1) for sizes in summary.sizes],
+        "album": album,
+        "shown": functools.partial(_shown, album),
+        "style": Markup(_source("style.css")),
+        "script": Markup(script),
+        "script_hashes": [_hash(script), _hash(plotly.offline.get_plotlyjs())],
+        "plotly": Markup(_packed_plotly()),
+    }
+
+
+def _render(
+    summary: Summary, parts: Sequence[Part], leaves: Sequence[Leaf], with_charts: bool, album: Album
+) -> str:
     drawn = charts(summary)
     every = [*drawn, *(chart for part in parts for chart in part.content.charts)]
     content: str = (
@@ -90,7 +153,6 @@ def _render(summary: Summary, parts: Sequence[Part], album: Album, with_charts: 
         .render(
             s=summary,
             p=summary.progress,
-            record=summary.progress.record,
             headline=advice.headline(summary),
             noun=advice.noun(summary.progress),
             reconciliation=advice.reconciliation(summary.progress),
@@ -108,13 +170,15 @@ def _render(summary: Summary, parts: Sequence[Part], album: Album, with_charts: 
             figures={c.name: c.figure for c in every} if with_charts else {},
             with_charts=with_charts,
             settings=list(_flat(summary.progress.record.get("config", {}))),
-            largest=[max(int(sizes[0]), 1) / max(int(sizes.sum()), 1) for sizes in summary.sizes],
-            album=album,
-            shown=functools.partial(_shown, album),
-            style=Markup(_source("style.css")),
-            script=Markup(script),
-            plotly=Markup(_packed_plotly()),
-            script_hashes=[_hash(script), _hash(plotly.offline.get_plotlyjs())],
+            leaves=leaves,
+            link=functools.partial(_link, leaves),
+            found_by=[
+                [c.cluster_id, c.name, search_text(c), i]
+                for i, leaf in enumerate(leaves)
+                for root in leaf.roots
+                for c in root.walk()
+            ],
+            **_shared(summary, album),
         )
     )
     return content

@@ -25,7 +25,7 @@ from rrcluster.report.scan import (
 )
 
 T = TypeVar("T")
-SHOWN = 2000  # leaf clusters on the page, largest first; the tables hold them all
+SHOWN = 10_000  # leaf clusters in the report, largest first; the tables hold them all
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,21 @@ def choose(
     return Album(uris, len(order), left_out, len(asked) - there)
 
 
+def shards_worth_reading(wanted: Sequence[Ref], most: int) -> dict[int, set[int]]:
+    """Rows to read per shard, of at most ``most`` shards: those that give most of ``wanted``.
+
+    Earlier samples count more, but many later ones outweigh a single earlier one, so that few
+    shards picture nearly every cluster.
+    """
+    worth: dict[int, float] = {}
+    rows: dict[int, set[int]] = {}
+    for place, (shard, row) in enumerate(wanted):
+        worth[shard] = worth.get(shard, 0.0) + 1 / (1 + place / max(len(wanted) / 4, 1))
+        rows.setdefault(shard, set()).add(row)
+    best = sorted(worth, key=lambda s: (-worth[s], s))[:most]
+    return {shard: rows[shard] for shard in sorted(best)}
+
+
 def by_importance(summary: Summary, others: Sequence[Example] = ()) -> Iterable[Example]:
     """Examples in the order in which they deserve a thumbnail."""
     leaves = sorted(summary.leaves, key=lambda c: (-c.size, c.cluster_id))

@@ -1,23 +1,30 @@
-"""report: one self-contained page from what the run folder holds."""
+"""report: self-contained pages from what the run folder holds."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rrcluster.compute import Progress
 from rrcluster.io.images import read_images
-from rrcluster.report.page import build_report
+from rrcluster.report.page import build_pages
+from rrcluster.report.thumbnails import Ref, shards_worth_reading
 from rrcluster.stages.run import Record, Run
 
-PAGE = "report/index.html"
+READERS = 8  # shards read for thumbnails at once: waiting for storage, mostly
 
 
 def report(run: Run, record: Record, progress: Progress) -> None:
-    """Write ``report/index.html``."""
+    """Write the pages under ``report/``, ``index.html`` last."""
     with record.stage("report") as counts:
-        page = build_report(run.store, Thumbnails(run, progress), run.config.report.max_megabytes)
-        run.store.write_bytes(PAGE, page.encode())
-        counts["bytes"] = len(page.encode())
+        spec, thumbnails = run.config.report, Thumbnails(run, progress)
+        pages = build_pages(run.store, thumbnails, spec.max_megabytes, spec.clusters_per_page)
+        counts |= {"pages": 0, "bytes": 0}
+        for name, page in pages:
+            content = page.encode()
+            run.store.write_bytes(f"report/{name}", content)
+            counts["pages"] += 1
+            counts["bytes"] += len(content)
         progress("report", 1, 1)
 
 
@@ -28,21 +35,24 @@ class Thumbnails:
     run: Run
     progress: Progress
 
-    def __call__(self, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
-        spec = self.run.config.report
-        shards = {s.index: s for s in self.run.shards if s.format != "embeddings"}
-        rows: dict[int, set[int]] = {}
-        for shard, row in wanted:
-            if shard in shards and (shard in rows or len(rows) < spec.thumbnail_shards):
-                rows.setdefault(shard, set()).add(row)
-        found: dict[tuple[int, int], bytes] = {}
-        for done, (shard, some) in enumerate(sorted(rows.items())):
-            self.progress("report", done, len(rows), "thumbnails")
-            try:
-                for row, jpeg in read_images(
-                    shards[shard], self.run.config.corpus, some, spec.thumbnail
-                ):
-                    found[(shard, row)] = jpeg
-            except OSError:
-                continue  # the corpus may be gone by now; the page says which pictures it lacks
+    def __call__(self, wanted: list[Ref]) -> dict[Ref, bytes]:
+        shards = {s.index for s in self.run.shards if s.format != "embeddings"}
+        rows = shards_worth_reading(
+            [w for w in wanted if w[0] in shards], self.run.config.report.thumbnail_shards
+        )
+        found: dict[Ref, bytes] = {}
+        with ThreadPoolExecutor(READERS) as pool:
+            for done, some in enumerate(pool.map(self._read, rows.items()), 1):
+                found |= some
+                self.progress("report", done, len(rows), "shards read for thumbnails")
         return found
+
+    def _read(self, item: tuple[int, set[int]]) -> dict[Ref, bytes]:
+        index, rows = item
+        shard = next(s for s in self.run.shards if s.index == index)
+        size = self.run.config.report.thumbnail
+        try:
+            read = read_images(shard, self.run.config.corpus, rows, size)
+            return {(index, row): jpeg for row, jpeg in read}
+        except OSError:
+            return {}  # the corpus may be gone by now; the page says which pictures it lacks

@@ -11,7 +11,7 @@ import pytest
 from report.synthetic_run import make_run, thumbnails_of
 
 from rrcluster.io.store import Store
-from rrcluster.report.page import build_report
+from rrcluster.report.page import build_pages
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -24,10 +24,13 @@ FLAGS = (
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome on the PATH")
 
 
-def _open(store: Store, folder: Path, fragment: str = "") -> tuple[dict[str, str], str, str]:
+def _open(
+    store: Store, folder: Path, fragment: str = "", file: str = "index.html", per_page: int = 1000
+) -> tuple[dict[str, str], str, str]:
     """The page's own marks after its scripts ran, its DOM, and what went to the console."""
-    page = folder / "index.html"
-    page.write_text(build_report(store, thumbnails_of(store)), "utf-8")
+    page = folder / file
+    for name, html in build_pages(store, thumbnails_of(store), clusters_per_page=per_page):
+        (folder / name).write_text(html, "utf-8")
     command = [
         BROWSER,
         *FLAGS,
@@ -70,3 +73,14 @@ def test_captions_run_no_script_in_the_browser(tmp_path: Path) -> None:
     assert "evil" not in marks
     assert marks["errors"] == "0"
     assert console == ""
+
+
+def test_the_search_of_a_tree_on_several_pages_leads_to_them(tmp_path: Path) -> None:
+    store = make_run(tmp_path / "run", groups=3, leaves=24)
+    marks, dom, console = _open(store, tmp_path, "#q=royalblue%20square", per_page=5)
+    assert (marks["errors"], marks["found"], console) == ("0", "1", "")
+    link = re.search(r'<li><a href="(clusters-\d+\.html)(#c\d+)">royalblue square</a>', dom)
+    assert link
+    marks, dom, console = _open(store, tmp_path, link[2], file=link[1], per_page=5)
+    assert (marks["errors"], console) == ("0", "")
+    assert re.search(rf'<details class="leaf" id="{link[2][1:]}"[^>]* open', dom)

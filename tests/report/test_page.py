@@ -13,9 +13,10 @@ from report.synthetic_run import make_run, no_thumbnails, thumbnails_of
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
 from rrcluster.report import plots
-from rrcluster.report.page import build_report
+from rrcluster.report.leaves import cut
+from rrcluster.report.page import build_pages, build_report
 from rrcluster.report.summary import gather
-from rrcluster.report.thumbnails import choose
+from rrcluster.report.thumbnails import choose, shards_worth_reading
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
@@ -192,3 +193,44 @@ def test_a_single_level_has_clusters_without_groups(tmp_path: Path, hive: bool) 
     assert "120 images are sorted into 6 clusters; the largest: crimson circle" in text
     assert 'class="group"' not in page
     assert sum(gather(store).confidence) == 120
+
+
+def test_a_tree_too_large_for_a_page_gets_pages_that_hold_every_cluster_once(
+    tmp_path: Path,
+) -> None:
+    store = make_run(tmp_path, groups=3, leaves=40, rows=100)
+    pages = dict(build_pages(store, thumbnails_of(store), 20, clusters_per_page=8))
+    assert list(pages)[-1] == "index.html"
+    assert len(pages) > 5
+    found = [
+        int(attrs["id"][1:])  # type: ignore[index]
+        for name, page in pages.items()
+        for tag, attrs in _Tags(page).tags
+        if tag == "details" and attrs.get("class") == "leaf"
+    ]
+    assert sorted(found) == list(range(3, 43))
+    index = _Tags(pages["index.html"])
+    links = {a["href"].partition("#")[0] for t, a in index.tags if t == "a" and a.get("href")}
+    assert links - {""} == pages.keys() - {"index.html"}
+    assert "40 clusters in 3 groups" in index.text
+    assert all(len(page.encode()) < 20e6 for page in pages.values())
+
+
+def test_pages_keep_whole_branches_where_they_fit_and_repeat_heads_where_not(
+    tmp_path: Path,
+) -> None:
+    roots = gather(make_run(tmp_path, groups=3, leaves=12)).roots
+    assert [[r.cluster_id for r in leaf.roots] for leaf in cut(roots, 4)] == [
+        [root.cluster_id] for root in roots
+    ]
+    halves = cut(roots, 3)
+    assert [leaf.count for leaf in halves] == [3, 1, 3, 1, 3, 1]
+    assert [leaf.roots[0].cluster_id for leaf in halves[:2]] == [roots[0].cluster_id] * 2
+    assert [leaf.first for leaf in cut(roots, 100)] == [1]
+
+
+def test_few_shards_are_read_that_picture_many_clusters() -> None:
+    wanted = [(9, 0), *((shard, row) for row in range(10) for shard in (1, 2))]
+    assert shards_worth_reading(wanted, 2) == {1: set(range(10)), 2: set(range(10))}
+    assert shards_worth_reading(wanted, 0) == {}
+    assert shards_worth_reading([(5, 1), (4, 2)], 9) == {4: {2}, 5: {1}}

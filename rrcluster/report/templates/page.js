@@ -62,16 +62,43 @@
     root.dataset.found = String(found);
   }
 
+  // ---- a tree on several pages: the search leads to them ------------------------------------
+  const HITS = 50;
+  const everywhere = by("everywhere") && JSON.parse(by("everywhere").textContent);
+
+  function searchPages(text) {
+    const terms = text.toLowerCase().split(/\s+/).filter(Boolean);
+    const list = by("hits");
+    const { files, clusters } = everywhere;
+    const hits = terms.length ? clusters.filter((c) => terms.every((t) => c[2].includes(t))) : [];
+    list.replaceChildren(...hits.slice(0, HITS).map(([id, name, , page]) => {
+      const link = document.createElement("a");
+      link.href = `${files[page]}#c${id}`;
+      link.textContent = name;
+      const entry = document.createElement("li");
+      entry.append(link, ` #${id}`);
+      return entry;
+    }));
+    list.hidden = !hits.length;
+    const some = hits.length > HITS ? `the first ${HITS} of ` : "";
+    by("found").textContent = terms.length ? `${some}${said(hits.length)} found` : `${files.length} pages`;
+    by("nothing").hidden = !terms.length || hits.length > 0;
+    root.dataset.found = String(hits.length);
+  }
+
+  const look = everywhere ? searchPages : search;
   if (box) {
-    box.addEventListener("input", () => search(box.value));
-    by("unfold").addEventListener("click", () => fold(true));
-    by("fold").addEventListener("click", () => fold(false));
+    box.addEventListener("input", () => look(box.value));
+    if (by("fold")) {
+      by("unfold").addEventListener("click", () => fold(true));
+      by("fold").addEventListener("click", () => fold(false));
+    }
     addEventListener("keydown", (event) => {
       const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName || "");
       if (event.key === "/" && !typing) { event.preventDefault(); box.focus(); }
-      if (event.key === "Escape" && event.target === box) { box.value = ""; search(""); }
+      if (event.key === "Escape" && event.target === box) { box.value = ""; look(""); }
     });
-    search("");
+    look("");
   }
 
   function fold(open) {
@@ -84,12 +111,12 @@
     const hash = decodeURIComponent(location.hash.slice(1));
     if (hash.startsWith("q=") && box) {
       box.value = hash.slice(2);
-      search(box.value);
+      look(box.value);
       return;
     }
     let node = hash && by(hash);
     if (!node || !node.matches("details")) return;
-    if (box.value) { box.value = ""; search(""); }
+    if (box && box.value) { box.value = ""; search(""); }
     for (let up = node; up; up = up.parentElement.closest("details")) up.open = true;
     node.scrollIntoView({ block: "start" });
   }
