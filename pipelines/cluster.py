@@ -24,7 +24,7 @@ from rrcluster.stages.write import write
 
 
 def main(config: Config) -> int:
-    with ConsoleProgress(config.log_format) as progress:
+    with ConsoleProgress(config.log_format, every=config.log_every) as progress:
         if config.dry_run:
             estimate_job(config, Console())
             return DONE

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-EVERY_SECONDS = 10.0  # between plain lines of one stage
+from rrcluster.report.words import duration
 
 log = logging.getLogger("rrcluster")
 
@@ -50,12 +51,15 @@ class JsonLines(logging.Formatter):
 class ConsoleProgress:
     """A Progress that people look at; use it as a context manager."""
 
-    def __init__(self, log_format: str = "plain", console: Console | None = None) -> None:
+    def __init__(
+        self, log_format: str = "plain", console: Console | None = None, every: float = 10.0
+    ) -> None:
         self.console = console or Console(stderr=True)
+        self._every = every  # seconds between plain lines of one stage
         self._stage = ""
         self._live: Progress | None = None
         self._bars: dict[str, TaskID] = {}
-        self._last: dict[str, tuple[float, float]] = {}
+        self._pace: dict[str, Pace] = {}
         if self.console.is_terminal and log_format == "plain":
             self._live = Progress(
                 SpinnerColumn(),
@@ -64,6 +68,7 @@ class ConsoleProgress:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[rate]}"),
                 TextColumn("{task.fields[note]}"),
                 console=self.console,
             )
@@ -102,21 +107,35 @@ class ConsoleProgress:
         self, stage: str, done: float, total: float | None, note: str = "", **facts: float
     ) -> None:
         self._stage = stage
-        if self._live is not None:
-            if stage not in self._bars:
-                self._bars[stage] = self._live.add_task(stage, total=total, note=note)
-            self._live.update(self._bars[stage], completed=done, total=total, note=note)
-            return
         now = time.monotonic()
-        started, said = self._last.get(stage, (now, 0.0))
+        pace = self._pace.setdefault(stage, Pace(now, done))
+        rate = pace.rate(now, done)
+        if self._live is not None:
+            shown = f"{60 * rate:.3g}/min" if rate else ""
+            if stage not in self._bars:
+                self._bars[stage] = self._live.add_task(stage, total=total, note=note, rate=shown)
+            self._live.update(self._bars[stage], completed=done, total=total, note=note, rate=shown)
+            return
         finished = total is not None and done >= total
-        if now - said >= EVERY_SECONDS or finished:
-            said = now
+        if now - pace.said >= self._every or finished:
+            pace.said = now
             share = f"{done:g}" if total is None else f"{done:g}/{total:g}"
-            left = ""
-            if total and 0 < done < total and now > started:
-                left = f", about {(now - started) / done * (total - done):.0f} s left"
+            left = f", {60 * rate:.3g}/min" if rate else ""
+            if rate and total and not finished:
+                left += f", about {duration((total - done) / rate)} left"
             said_facts = {"stage": stage, "done": done, "total": total, "facts": facts}
             line = ("%s %s%s%s", stage, share, f" ({note})" if note else "", left)
             log.info(*line, extra=said_facts)
-        self._last[stage] = (started, said)
+
+
+@dataclass
+class Pace:
+    """How fast a stage goes in this attempt: what was there before it does not count."""
+
+    started: float
+    first: float  # parts that were done when it started
+    said: float = float("-inf")  # when its last line was written
+
+    def rate(self, now: float, done: float) -> float:
+        """Parts per second; 0 before there is anything to tell."""
+        return (done - self.first) / (now - self.started) if now > self.started else 0.0

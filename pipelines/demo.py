@@ -18,7 +18,7 @@ def main(config: Config) -> int:
     run_dir = config.run_dir or absolute(DEFAULT_RUN)
     corpus = dataclasses.replace(config.corpus, uri=config.corpus.uri or f"{run_dir}/corpus")
     config = dataclasses.replace(config, run_dir=run_dir, corpus=corpus)
-    with ConsoleProgress(config.log_format) as progress:
+    with ConsoleProgress(config.log_format, every=config.log_every) as progress:
         if corpus.uri == f"{run_dir}/corpus":
             draw_corpus(
                 corpus.uri, config.demo.images, config.demo.images_per_shard, config.seed, progress

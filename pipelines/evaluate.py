@@ -12,8 +12,11 @@ from pipelines.cli import DONE, run
 from rrcluster.config import Config
 from rrcluster.io.store import filesystem
 from rrcluster.records import UserError
+from rrcluster.report.confusion import confusion_page
 from rrcluster.report.metrics import evaluate_run, evaluation_table
 from rrcluster.stages.run import existing_store
+
+PICTURE = "evaluate/confusion.html"
 
 
 def main(config: Config) -> int:
@@ -30,7 +33,10 @@ def main(config: Config) -> int:
         raise UserError("evaluate.labels", spec.labels, "there is no such file") from None
     scores = evaluate_run(store, labels, config.seed, spec.bootstraps)
     store.write_json("evaluate/scores.json", scores)
-    Console(stderr=True).print(evaluation_table(scores))
+    store.write_bytes(PICTURE, confusion_page(store, scores["worst_mixed"]).encode())
+    console = Console(stderr=True)
+    console.print(evaluation_table(scores))
+    console.print(f"the worst-mixed clusters: {store.path(PICTURE)}", soft_wrap=True)
     print(json.dumps(scores, indent=1))
     return DONE
 

@@ -23,7 +23,10 @@ def main(config: Config) -> int:
     if config.dry_run:
         estimate_sample(config, job.store, console)
         return DONE
-    with ConsoleProgress() as progress, start_compute(config) as compute:
+    with (
+        ConsoleProgress(config.log_format, every=config.log_every) as progress,
+        start_compute(config) as compute,
+    ):
         summary = sample(config, job.store, compute, progress)
         report(job, record, progress)
     console.print(sample_table(summary))

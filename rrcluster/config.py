@@ -131,6 +131,7 @@ class Config:
     k: Any = setting(
         "auto", "clusters: auto, one integer, or a list from coarse to fine, e.g. [10,100]"
     )
+    log_every: float = setting(10.0, "seconds between a stage's lines where there is no terminal")
     log_format: Literal["plain", "json"] = setting(
         "plain", "plain: lines for people; json: one object per line with stage and shard"
     )

@@ -22,6 +22,7 @@ from sklearn.metrics.cluster import expected_mutual_information
 from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
+from rrcluster.report.confusion import worst_mixed
 from rrcluster.report.labels import read_labels
 
 Contingency = npt.NDArray[np.int64]  # (classes, clusters)
@@ -174,6 +175,7 @@ def evaluate_run(store: Store, labels: pa.Table, seed: int, bootstraps: int) -> 
             | scores(_dense(pairs), seed, bootstraps)
             for level, pairs in enumerate(counts)
         ],
+        "worst_mixed": worst_mixed(store, counts[-1], known.names),
     }
 
 

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from rrcluster.io.store import Store
 from rrcluster.report import advice, words
 from rrcluster.report.leaves import Leaf, cut
-from rrcluster.report.plots import charts
+from rrcluster.report.plots import Chart, charts
 from rrcluster.report.scan import Example
 from rrcluster.report.section import Part, Section
 from rrcluster.report.summary import SHOWN, Cluster, Summary, gather
@@ -127,18 +127,38 @@ def _link(leaves: Sequence[Leaf], cluster_id: int) -> str:
     return f"#c{cluster_id}"
 
 
-def _shared(summary: Summary, album: Album) -> dict[str, Any]:
-    """What every page with clusters on it needs."""
+def chart_page(uri: str, title: str, charts: Sequence[Chart]) -> str:
+    """A page of its own with charts alone."""
+    content: str = (
+        _environment()
+        .get_template("chart_page.html.j2")
+        .render(
+            uri=uri, title=title, charts=charts, with_charts=True,
+            figures={c.name: c.figure for c in charts}, **_frame(),
+        )
+    )  # fmt: skip
+    return content
+
+
+def _frame() -> dict[str, Any]:
+    """What every page needs: its looks and its scripts."""
     script = _source("page.js")
     return {
-        "record": summary.progress.record,
-        "largest": [max(int(sizes[0]), 1) / max(int(sizes.sum()), 1) for sizes in summary.sizes],
-        "album": album,
-        "shown": functools.partial(_shown, album),
         "style": Markup(_source("style.css")),
         "script": Markup(script),
         "script_hashes": [_hash(script), _hash(plotly.offline.get_plotlyjs())],
         "plotly": Markup(_packed_plotly()),
+    }
+
+
+def _shared(summary: Summary, album: Album) -> dict[str, Any]:
+    """What every page with clusters on it needs."""
+    return {
+        **_frame(),
+        "record": summary.progress.record,
+        "largest": [max(int(sizes[0]), 1) / max(int(sizes.sum()), 1) for sizes in summary.sizes],
+        "album": album,
+        "shown": functools.partial(_shown, album),
     }
 
 

@@ -52,7 +52,7 @@ def size_chart(summary: Summary) -> Chart:
     count = len(sizes)
     if count <= BARS:
         leaves = sorted(summary.leaves, key=lambda c: (-c.size, c.cluster_id))
-        names = [_clip(c.name) for c in leaves]
+        names = [clip(c.name) for c in leaves]
         trace = go.Bar(
             x=list(range(1, count + 1)),
             y=sizes.tolist(),
@@ -201,5 +201,5 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
     return plain
 
 
-def _clip(text: str, width: int = 60) -> str:
+def clip(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from rrcluster.io import tables
@@ -27,7 +28,8 @@ class Stage:
     status: str
     done: int
     total: int
-    seconds: float = 0.0
+    seconds: float = 0.0  # of work; a running stage's go on
+    left: float | None = None  # seconds that a running stage still needs at its rate so far
     counts: Mapping[str, Any] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     gpu_hours: float = 0.0
@@ -54,16 +56,17 @@ class Progress:
         return next((s for s in self.stages if s.name == name), Stage(name, "waiting", 0, 1))
 
 
-def read_progress(store: Store) -> Progress:
+def read_progress(store: Store, now: datetime | None = None) -> Progress:
     """Where the run stands. Raises UserError when the folder holds no run."""
+    now = now or datetime.now(UTC)
     if not store.exists("run.json"):
         raise UserError("run_dir", store.uri, "holds no run.json; name the folder of a run")
     record = store.read_json("run.json")
     shards = int(record.get("corpus", {}).get("shards", 0))
     known = record.get("stages", {})
     stages = tuple(
-        _stage(store, name, known.get(name, {}), shards)
-        for name in STAGES
+        _stage(store, name, known.get(name, {}), shards, now)
+        for name in (*STAGES, *(other for other in known if other not in STAGES))
         if name in known or name not in OPTIONAL
     )
     counts = record.get("reconciliation") or {}
@@ -78,19 +81,24 @@ def read_progress(store: Store) -> Progress:
     return Progress(store.uri, record, stages, embedded + bad, embedded, bad, estimated, None)
 
 
-def _stage(store: Store, name: str, known: Mapping[str, Any], shards: int) -> Stage:
+def _stage(store: Store, name: str, known: Mapping[str, Any], shards: int, now: datetime) -> Stage:
     status = known.get("status", "waiting")
     done, total = int(status == "done"), 1
     if name in PER_SHARD and shards:
         files = len(store.names(PER_SHARD[name], ".parquet"))
         total = shards
         done = shards if status == "done" else min(files, shards)
+    seconds, left = float(known.get("seconds", 0.0)), None
+    if status == "running" and known.get("since"):
+        seconds += max((now - datetime.fromisoformat(known["since"])).total_seconds(), 0.0)
+        left = seconds / done * (total - done) if 0 < done < total else None
     return Stage(
         name,
         status,
         done,
         total,
-        float(known.get("seconds", 0.0)),
+        seconds,
+        left,
         known.get("counts", {}),
         known.get("rates", {}),
         float(known.get("gpu_hours", 0.0)),

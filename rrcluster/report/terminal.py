@@ -76,7 +76,7 @@ def status_table(store: Store) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("stage")
     table.add_column("status")
-    for name in ("parts", "rate", "bad", "time"):
+    for name in ("parts", "rate", "bad", "time", "left"):
         table.add_column(name, justify="right")
     for stage in progress.stages:
         bad = progress.bad if stage.name == "embed" and (progress.read or stage.done) else None
@@ -87,6 +87,7 @@ def status_table(store: Store) -> Table:
             _rate(stage),
             "" if bad is None else f"{'≈ ' if progress.estimated else ''}{bad:,}",
             duration(stage.seconds) if stage.seconds else "",
+            "" if stage.left is None else f"about {duration(stage.left)}",
         )
     whole = Table.grid(padding=(0, 0, 1, 0))
     whole.add_row(Text(f"Run {plain(progress.uri)}", style="bold"))
@@ -108,6 +109,8 @@ def _below(progress: Progress) -> Text:
 
 
 def _rate(stage: Stage) -> str:
+    if stage.status == "running" and stage.left is not None:
+        return f"{significant(60 * stage.done / stage.seconds)} parts/min"
     return ", ".join(
         f"{significant(value)} {name.replace('_per_second', '/s').replace('_', ' ')}"
         for name, value in stage.rates.items()

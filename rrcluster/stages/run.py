@@ -182,7 +182,8 @@ class Record:
         counts: dict[str, Any] = {}
         earlier = self.content["stages"].get(name, {}).get("seconds", 0.0)
         started = time.monotonic()
-        self.content["stages"][name] = {"status": "running", "seconds": earlier}
+        entry = {"status": "running", "seconds": earlier, "since": _now()}
+        self.content["stages"][name] = entry
         self.save()
         try:
             yield counts

@@ -21,6 +21,7 @@ from sklearn.metrics import (
 from rrcluster.io import tables
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
+from rrcluster.report.confusion import confusion_chart, confusion_page
 from rrcluster.report.metrics import (
     ami,
     ari,
@@ -133,3 +134,22 @@ def test_a_run_without_assignments_is_refused(tmp_path: Path) -> None:
     labels = pa.table({"key": ["a"], "label": [1]})
     with pytest.raises(UserError, match="run_dir"):
         evaluate_run(make_run(tmp_path, upto="embed"), labels, 0, 5)
+
+
+def test_the_worst_mixed_clusters_come_first_with_their_labels_and_names(run: Store) -> None:
+    labels = _labels(run, level=1)
+    mixed = np.asarray(labels["label"]).copy()
+    mixed[mixed == 3] = np.where(np.arange((mixed == 3).sum()) % 2, 70, 71)  # half and half
+    table = pa.table({"key": labels["key"], "label": mixed})
+    worst = evaluate_run(run, table, 0, 10)["worst_mixed"]
+    assert [w["cluster_id"] for w in worst] == [3]
+    assert worst[0]["caption"] == "crimson circle"
+    assert worst[0]["of_other_labels"] == worst[0]["samples"] // 2
+    assert set(worst[0]["labels"]) == {"70", "71"}
+    chart = confusion_chart(worst)
+    shares = chart.figure["data"][0]["z"][0]
+    assert sum(shares) == pytest.approx(1)
+    page = confusion_page(run, worst)
+    assert 'data-figure="confusion"' in page
+    assert "crimson circle #3" in page
+    assert "one label only" in confusion_page(run, [])

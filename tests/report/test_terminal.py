@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
+from rrcluster.report.progress import read_progress
 from rrcluster.report.summary import gather
 from rrcluster.report.terminal import ROWS, clusters_table, status_table
 
@@ -84,3 +86,24 @@ def test_a_single_level_is_listed_without_groups(tmp_path: Path) -> None:
     text = _text(clusters_table(make_run(tmp_path, single_level=True)))
     assert "crimson circle" in text
     assert "-like things" not in text
+
+
+def test_status_of_a_running_stage_says_how_long_it_still_needs(tmp_path: Path) -> None:
+    store = make_run(tmp_path, upto="embed")
+    Path(store.path("samples/000002.parquet")).unlink()
+    record = store.read_json("run.json")
+    record["stages"]["embed"] = {
+        "status": "running", "seconds": 100.0, "since": "2024-05-01T10:00:00+00:00"
+    }  # fmt: skip
+    del record["reconciliation"]
+    store.write_json("run.json", record)
+    stage = read_progress(store, datetime(2024, 5, 1, 10, 3, 20, tzinfo=UTC)).stage("embed")
+    assert (stage.done, stage.total, stage.seconds, stage.left) == (2, 3, 300.0, 150.0)
+    assert "parts/min" in _text(status_table(store))
+
+
+def test_stages_of_other_jobs_are_shown_too(run: Store) -> None:
+    record = run.read_json("run.json")
+    record["stages"]["sample"] = {"status": "done", "seconds": 2.0}
+    run.write_json("run.json", record)
+    assert "sample" in _text(status_table(run))

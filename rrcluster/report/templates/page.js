@@ -156,6 +156,11 @@
         trace.marker.line = { color: c.warn, width: 1.5 };
       }
       if (trace.type === "bar") delete trace.line;
+      if (role === "heat") {
+        Object.assign(trace, { colorscale: [[0, c.card], [1, c.accent]], showscale: false });
+        delete trace.marker;
+        delete trace.line;
+      }
     }
     for (const shape of layout.shapes || []) {
       if (shape.name === "range") Object.assign(shape, { fillcolor: c.soft, line: { width: 0 }, layer: "below" });
@@ -166,6 +171,7 @@
       fixedrange: true, automargin: true, zeroline: false,
     };
     const small = innerWidth < 600;
+    const heat = data.find((t) => t.meta === "heat");
     Object.assign(layout, {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false,
       font: { family: getComputedStyle(document.body).fontFamily, size: small ? 12 : 13, color: c.muted },
@@ -175,6 +181,11 @@
       xaxis: { ...layout.xaxis, ...axis, showgrid: false },
       yaxis: { ...layout.yaxis, ...axis },
     });
+    if (heat) { // a row of its own for every cluster
+      layout.height = 200 + 26 * heat.y.length;
+      layout.yaxis.showgrid = false;
+      if (small) layout.font.size = 10;
+    }
     return [data, layout];
   }
 
