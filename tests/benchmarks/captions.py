@@ -15,8 +15,9 @@ apart. A caption is judged by WordNet (``wordnet.py`` says how):
 - ``named``: share of clusters that got a name.
 
 On flickr8k the job sees the captions of every second photo; a cluster's best phrase is looked for
-in the unseen captions of its other photos (``lift``: how many times as often as anywhere). Needs the folder of real data
-(RRCLUSTER_TEST_DATA, or shared/data beside the repository) and WordNet (Debian: wordnet-base).
+in the unseen captions of its other photos (``lift``: how many times as often as anywhere). Needs
+the folder of real data (RRCLUSTER_TEST_DATA, or shared/data beside the repository) and WordNet
+(Debian: wordnet-base).
 """
 
 from __future__ import annotations
