@@ -81,7 +81,7 @@ def confusion_chart(worst: list[dict[str, Any]]) -> Chart:
     mixed = sum(e["of_other_labels"] for e in worst)
     caption = (
         f"The {len(worst)} clusters with the most samples that are not of their most common label, "
-        f"{mixed:,} such samples in all. Darker is a larger share of the cluster."
+        f"{mixed:,} such samples in all. A stronger colour is a larger share of the cluster."
     )
     table = tuple(
         (name, entry["samples"], entry["of_other_labels"],

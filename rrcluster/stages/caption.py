@@ -87,7 +87,7 @@ def ngrams_of(
             captions[cluster].append(text)
     if not longest or not any(captions):
         return [[] for _ in range(clusters)]
-    return cluster_ngrams(captions, NGRAMS_KEPT)
+    return cluster_ngrams(captions, NGRAMS_KEPT, longest)
 
 
 def own_words(

@@ -25,7 +25,12 @@ pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome on th
 
 
 def _open(
-    store: Store, folder: Path, fragment: str = "", file: str = "index.html", per_page: int = 1000
+    store: Store,
+    folder: Path,
+    fragment: str = "",
+    file: str = "index.html",
+    per_page: int = 1000,
+    width: int = 1280,
 ) -> tuple[dict[str, str], str, str]:
     """The page's own marks after its scripts ran, its DOM, and what went to the console."""
     page = folder / file
@@ -34,6 +39,7 @@ def _open(
     command = [
         BROWSER,
         *FLAGS,
+        f"--window-size={width},900",
         f"--user-data-dir={folder / 'profile'}",
         f"{page.as_uri()}{fragment}",
     ]
@@ -46,7 +52,7 @@ def _open(
 
 def test_the_page_renders_its_charts_without_an_error(run: Store, tmp_path: Path) -> None:
     marks, dom, console = _open(run, tmp_path)
-    assert marks == {"errors": "0", "found": "6", "charts": "4", "ready": "yes"}
+    assert marks == {"errors": "0", "found": "6", "charts": "4", "overflow": "0", "ready": "yes"}
     assert console == ""
     assert dom.count('class="main-svg"') >= 4
 
@@ -84,3 +90,19 @@ def test_the_search_of_a_tree_on_several_pages_leads_to_them(tmp_path: Path) -> 
     marks, dom, console = _open(store, tmp_path, link[2], file=link[1], per_page=5)
     assert (marks["errors"], console) == ("0", "")
     assert re.search(rf'<details class="leaf" id="{link[2][1:]}"[^>]* open', dom)
+
+
+def test_folding_opens_and_closes_the_whole_tree(run: Store, tmp_path: Path) -> None:
+    for fragment, opened in (("#unfold", True), ("#fold", False)):
+        _, dom, console = _open(run, tmp_path, fragment)
+        groups = re.findall(r'<details class="group"[^>]*>', dom)
+        assert groups
+        assert all((" open" in group) == opened for group in groups)
+        assert console == ""
+
+
+def test_a_narrow_screen_needs_no_scrolling_sideways(tmp_path: Path) -> None:
+    long = "averyveryverylongcaptionwithoutanyblanks" * 4
+    store = make_run(tmp_path / "run", caption=long)
+    marks, _, _ = _open(store, tmp_path, "#c3", width=500)
+    assert (marks["errors"], marks["overflow"]) == ("0", "0")

@@ -114,6 +114,7 @@
       look(box.value);
       return;
     }
+    if (hash === "fold" || hash === "unfold") { fold(hash === "unfold"); return; }
     let node = hash && by(hash);
     if (!node || !node.matches("details")) return;
     if (box && box.value) { box.value = ""; search(""); }
@@ -236,5 +237,8 @@
     failed();
     console.error(error);
     all(".plot, .histogram").forEach((node) => { node.hidden = true; });
-  }).finally(() => { root.dataset.ready = "yes"; });
+  }).finally(() => {
+    root.dataset.overflow = String(root.scrollWidth - root.clientWidth); // sideways, in pixels
+    root.dataset.ready = "yes";
+  });
 })();
