@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-LEAST = 0.5  # of a group's samples that its word must cover, by the names of their clusters
-FURTHER = 0.1  # of the samples that each further word must add
+LEAST = 0.5  # of a group's samples that its words must cover, by the names of their clusters
+WORDS = 3  # that may do so together
+FURTHER = 0.1  # of the samples that each word must add
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def cover(
 ) -> list[tuple[str, float]]:
     """Words for a group from its clusters' (name or None, weight): (word, share it covers).
 
-    The first covers at least half of the weight, clusters without a name included; there is no
-    word when none does. Each further word adds what the ones before it leave uncovered.
+    Each word adds what the ones before it leave uncovered. The first WORDS cover at least half of
+    the weight, clusters without a name included; where they do not, there is no word.
     """
     total = sum(weight for _, weight in names)
     words = [kinds.covering(name) if name else () for name, _ in names]
@@ -67,14 +68,13 @@ def cover(
         for own, weight in zip(words, left, strict=True):
             for word in own:
                 adds[word] += weight
-        least = FURTHER if found else LEAST
-        fit = [word for word, weight in adds.items() if weight >= least * total]
+        fit = [word for word, weight in adds.items() if weight >= FURTHER * total]
         if not fit:
             break
         best = max(fit, key=lambda w: (adds[w] * math.sqrt(kinds.specificity(w)), w))
         found.append((_as_written(best, names, words), adds[best] / total))
         left = [0 if best in own else w for own, w in zip(words, left, strict=True)]
-    return found
+    return found if sum(share for _, share in found[:WORDS]) >= LEAST - 1e-9 else []
 
 
 def _as_written(

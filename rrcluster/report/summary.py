@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rrcluster.core.kinds import WORDS
 from rrcluster.io.current import Current, current
 from rrcluster.io.store import Store
 from rrcluster.report.duplicates import Duplicates
@@ -25,6 +26,7 @@ from rrcluster.report.scan import (
 )
 
 T = TypeVar("T")
+ENOUGH = 0.75  # of a group, that the words of its name cover together
 SHOWN = 10_000  # leaf clusters in the report, largest first; the tables hold them all
 
 
@@ -48,8 +50,16 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        """Its best caption, or its id when it has none."""
-        return self.captions[0][0] if self.captions else f"cluster {self.cluster_id}"
+        """Its best caption, or its id when it has none; of a group the words that cover it."""
+        if not self.captions:
+            return f"cluster {self.cluster_id}"
+        words, covered = [], 0.0
+        for text, share in self.captions[: WORDS if self.children else 1]:
+            if covered >= ENOUGH:
+                break
+            words.append(text)
+            covered += share
+        return ", ".join(words)
 
     def walk(self) -> Iterator[Cluster]:
         """This cluster and all below it."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rrcluster.core.kinds import LEAST, Kinds, cover
+from rrcluster.core.kinds import LEAST, WORDS, Kinds, cover
 from rrcluster.models.vocabulary import load_kinds
 
 FARM = Kinds.of(
@@ -33,11 +33,13 @@ def test_a_group_is_named_by_the_nearest_word_over_all_of_it() -> None:
 def test_further_words_add_what_the_first_leaves() -> None:
     found = cover([("beagle", 3), ("poodle", 3), ("bus", 2), ("pizza", 2)], FARM, 5)
     assert found == [("dog", 0.6), ("pizza", 0.2), ("bus", 0.2)]
+    mixed = cover([("beagle", 2), ("bus", 2), ("pizza", 1)], FARM, 3)
+    assert mixed == [("bus", 0.4), ("beagle", 0.4), ("pizza", 0.2)]
 
 
-def test_a_group_without_a_word_over_half_of_it_has_none() -> None:
-    assert cover([("beagle", 2), ("bus", 2), ("pizza", 1)], FARM, 3) == []
+def test_a_group_of_which_three_words_do_not_cover_half_has_none() -> None:
     assert cover([(None, 6), ("bus", 4)], FARM, 3) == []
+    assert cover([(f"thing {i}", 1) for i in range(7)], FARM, 5) == []
     assert cover([], FARM, 3) == []
     assert cover([("bus", 0)], FARM, 3) == []
 
@@ -64,7 +66,7 @@ def test_shares_add_up_to_what_is_covered_and_order_does_not_matter(names: list)
     found = cover(names, FARM, 5)
     assert found == cover(names[::-1], FARM, 5)
     assert sum(share for _, share in found) <= 1 + 1e-9
-    assert all(share >= LEAST for _, share in found[:1])
+    assert not found or sum(share for _, share in found[:WORDS]) >= LEAST - 1e-9
 
 
 def test_the_shipped_table_knows_common_things_and_their_kinds() -> None:

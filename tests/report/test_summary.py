@@ -107,3 +107,17 @@ def test_clusters_without_a_name_are_left_out_of_the_headline_and_advised_on(run
     assert "the largest with a name: teal circle (" in advice.headline(summary)
     steps = advice.next_steps(summary.progress, summary)
     assert any("5 of 6 clusters have no name" in step for step in steps)
+
+
+def test_a_group_is_called_by_as_many_words_as_cover_it(run: Store) -> None:
+    root = gather(run).roots[0]
+    called = {
+        "animal": [("animal", 0.8), ("car", 0.2)],
+        "circles, trees": [("circles", 0.56), ("trees", 0.44)],
+        "car, bus, tram": [("car", 0.3), ("bus", 0.2), ("tram", 0.1), ("moon", 0.1)],
+        f"cluster {root.cluster_id}": [],
+    }
+    for name, captions in called.items():
+        assert dataclasses.replace(root, captions=tuple(captions)).name == name
+    leaf = dataclasses.replace(root.children[0], captions=(("cat", 0.4), ("dog", 0.3)))
+    assert leaf.name == "cat"
