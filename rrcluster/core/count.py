@@ -36,9 +36,9 @@ __all__ = [
 class CountSpec:
     """Settings of the count: the merge tree over the leaves."""
 
-    width: int = setting(64, "width of the space in which leaves of several cells are compared")
+    width: int = setting(96, "width of the space in which leaves of several cells are compared")
     eps2: float = setting(0.5, "squared coding error of the lengths; smaller finds more clusters")
-    shrinkage: float = setting(100.0, "pseudo-rows of shared spread in each cluster's length")
+    shrinkage: float = setting(1000.0, "pseudo-rows of shared spread in each cluster's length")
     neighbours: int = setting(16, "most similar clusters that each one may merge with")
     replicates: int = setting(8, "bootstrap replicates behind the range of the estimate")
 

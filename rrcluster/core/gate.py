@@ -13,7 +13,7 @@ from rrcluster.core.model import CellModel, features_of, sum_by_label
 from rrcluster.core.probe import Probe
 from rrcluster.core.rate import effective_rank, rate_reduction
 
-Step = Literal["lloyd", "whiten", "head"]
+Step = Literal["agree", "lloyd", "whiten", "head"]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def nearest_others(x: Float[Tensor, "m d"], neighbours: int) -> Int[Tensor, "m j
     if count == 0:
         return torch.zeros(len(x), 0, dtype=torch.int64)
     rows = x.float().numpy()
+    faiss.omp_set_num_threads(torch.get_num_threads())  # one, where results must not depend on it
     _, indices = faiss.knn(rows, rows, count + 1, metric=faiss.METRIC_INNER_PRODUCT)
     found = torch.from_numpy(indices).long()
     # The row itself goes last; among exact duplicates it may be missing, then the farthest goes.

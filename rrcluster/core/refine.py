@@ -1,9 +1,9 @@
 """Refinement of one cell: coding-rate Lloyd, learned features, and a gate on every step.
 
-seed partition → Lloyd on PCA features → rounds of (whiten, Lloyd) → rounds of (train the head,
-Lloyd). A step that lowers the agreement of raw neighbours (``core/probe.py``) is rolled back, so
-the result is never worse than the seed by that criterion; when every step is refused it *is* the
-seed's partition.
+seed partition → features and clusters on which neighbours agree (``core/neighbours.py``) → Lloyd →
+rounds of (whiten, Lloyd) → rounds of (train the head, Lloyd). A step that lowers the agreement of
+raw neighbours on a probe (``core/probe.py``) is rolled back, so the result is never worse than the
+seed by that criterion; when every step is refused it *is* the seed's partition.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from rrcluster.core.codes import (
 from rrcluster.core.features import FeatureMap, fit_projection
 from rrcluster.core.gate import Gate, GateEvent
 from rrcluster.core.head import train_head
-from rrcluster.core.model import CellModel, Moments
+from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
+from rrcluster.core.neighbours import agree
 from rrcluster.core.probe import Probe
 from rrcluster.core.shards import Shards
 from rrcluster.core.tiles import by_tiles
@@ -38,12 +39,14 @@ __all__ = ["CellModel", "GateEvent", "RefineSpec", "refine"]
 class RefineSpec:
     """Settings of the refinement stage: minibatched rate reduction within each cell."""
 
-    width: int = setting(64, "width of the refined features")
-    eps2: float = setting(0.5, "squared coding error of the rates; width/eps2 (128) is what counts")
+    width: int = setting(96, "width of the refined features")
+    eps2: float = setting(0.5, "squared coding error of the rates; width/eps2 (192) is what counts")
     rank: int = setting(8, "directions stored per cluster; the rest is one variance")
     shrinkage: float = setting(1000.0, "pseudo-rows of pooled spread in each cluster's code")
     passes: int = setting(20, "coding-rate Lloyd passes at most, each time")
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
+    agreements: int = setting(3, "rounds of whitening by neighbours and smoothed k-means; 0: none")
+    agree_rows: int = setting(16_384, "rows of a cell among which neighbours are taken")
     whitenings: int = setting(2, "rounds of whitening by the spread within clusters, and Lloyd")
     ridge: float = setting(0.1, "share of the mean spread added to every direction's")
     rounds: int = setting(1, "rounds of head training and Lloyd; 0: none")
@@ -75,7 +78,9 @@ def refine(
     projection = fit_projection(shards, spec.width)
     model = CellModel(projection, CentroidCodes.of(centroids))
     gate = Gate(Probe.of(shards, spec.probe_rows, spec.neighbours), spec.eps2, on_event, least)
-    model = gate.judge(0, "lloyd", model, lloyd(shards, model, projection, spec))
+    if spec.agreements:
+        model = gate.judge(0, "agree", model, agreement(shards, centroids, projection, spec, seed))
+    model = gate.judge(0, "lloyd", model, lloyd(shards, model, model.features, spec))
     for round in range(1, spec.whitenings + 1):
         features = whiten(shards, model, spec)
         kept = gate.judge(round, "whiten", model, lloyd(shards, model, features, spec))
@@ -93,6 +98,23 @@ def refine(
             break
         model = kept
     return finish(shards, model), gate.events
+
+
+def agreement(
+    shards: Shards,
+    centroids: Float[Tensor, "k d"],
+    projection: FeatureMap,
+    spec: RefineSpec,
+    seed: int,
+) -> CellModel:
+    """Codes of the partition on which neighbours agree, in features whitened by them."""
+    sample = shards.head(spec.agree_rows)
+    found = agree(
+        sample, projection, len(centroids), spec.neighbours, spec.ridge, spec.agreements, seed
+    )
+    mass, moments = sum_by_label(features_of(found.features, sample), found.labels, found.clusters)
+    codes = fit_codes(mass, moments, spec.eps2, spec.rank, spec.shrinkage)
+    return _refit(shards, CellModel(found.features, codes), found.features, spec)
 
 
 def whiten(shards: Shards, model: CellModel, spec: RefineSpec) -> FeatureMap:
