@@ -40,6 +40,7 @@ PICTURES = (  # kinds of pictures: of a web corpus as much as things, and in no 
 )  # fmt: skip
 VAGUE = 0.25  # a kind over more than this share of all nouns says nothing
 HIGHEST = 4  # steps below "entity" from which on a kind may be one
+SAID = {"plane figure": "shape"}  # where people have another word than WordNet
 UNFIT = {"drug", "sex", "man", "thing", "part", "unit"}  # common, and unfit to name a cluster
 
 
@@ -135,9 +136,12 @@ def kinds_of(wordnet: WordNet, common: set[str]) -> dict[str, list[str]]:
         above = sorted((s for s in wordnet.line(sense) if s in fit), key=lambda s: over[s])
         for word in wordnet.words[sense]:
             first = wordnet.senses[word.casefold().replace(" ", "_")][0]
+            plural = word.endswith("s") and wordnet.senses.get(word[:-1].casefold())
+            if plural and wordnet.file[sense] not in (6, 8, 13):  # "hearts" is a game of cards
+                continue
             if first == sense and (word.casefold() in common or " " not in word):
                 kinds = [name[s] for s in above if name[s] != word.casefold()]
-                if word != name[sense] and (kinds or sense in fit):
+                if word.casefold() != name[sense] and (kinds or sense in fit):
                     kinds = [name[sense], *kinds]  # a synonym is a kind of the usual word
                 found.setdefault(word.casefold(), list(dict.fromkeys(filter(None, kinds))))
     return found
@@ -148,7 +152,7 @@ def _name(wordnet: WordNet, sense: int, common: set[str]) -> str:
     for word in wordnet.words[sense]:
         plain = word.replace(" ", "_")
         if word.islower() and word in common and wordnet.senses[plain][0] == sense:
-            return word
+            return SAID.get(word, word)
     return ""
 
 
@@ -177,7 +181,7 @@ def main(arguments: list[str]) -> None:
     folder = Path(__file__).resolve().parents[1] / "rrcluster" / "models"
     head = "".join(f"# {line}\n" for line in NOTICE.splitlines())
     (folder / "vocabulary.txt").write_text(head + "\n".join(names) + "\n", "utf-8")
-    lines = [f"{name}: {', '.join(above)}" for name, above in sorted(kinds.items()) if above]
+    lines = [f"{name}: {', '.join(above)}".strip() for name, above in sorted(kinds.items())]
     (folder / "kinds.txt").write_text(head + "\n".join(lines) + "\n", "utf-8")
     print(f"{len(names)} names, {len(lines)} nouns with their kinds")
 

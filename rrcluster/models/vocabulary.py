@@ -46,5 +46,5 @@ def load_vocabulary(path: str | None = None) -> list[str]:
 def load_kinds() -> Mapping[str, tuple[str, ...]]:
     """What a noun is a kind of, by names that people use, nearest first: beagle: hound, dog, ..."""
     text = resources.files("rrcluster.models").joinpath("kinds.txt").read_text("utf-8")
-    lines = (line.partition(": ") for line in text.splitlines() if not line.startswith("#"))
-    return {name: tuple(above.split(", ")) for name, _, above in lines}
+    lines = (line.partition(":") for line in text.splitlines() if not line.startswith("#"))
+    return {name: tuple(filter(None, above.strip().split(", "))) for name, _, above in lines}

@@ -59,7 +59,7 @@ class Cluster:
                 break
             words.append(text)
             covered += share
-        return ", ".join(words)
+        return " / ".join(words)
 
     def walk(self) -> Iterator[Cluster]:
         """This cluster and all below it."""

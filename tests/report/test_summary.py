@@ -113,8 +113,8 @@ def test_a_group_is_called_by_as_many_words_as_cover_it(run: Store) -> None:
     root = gather(run).roots[0]
     called = {
         "animal": [("animal", 0.8), ("car", 0.2)],
-        "circles, trees": [("circles", 0.56), ("trees", 0.44)],
-        "car, bus, tram": [("car", 0.3), ("bus", 0.2), ("tram", 0.1), ("moon", 0.1)],
+        "circles / trees": [("circles", 0.56), ("trees", 0.44)],
+        "car / bus / tram": [("car", 0.3), ("bus", 0.2), ("tram", 0.1), ("moon", 0.1)],
         f"cluster {root.cluster_id}": [],
     }
     for name, captions in called.items():
