@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 LEAST = 0.5  # of a group's samples that its words must cover, by the names of their clusters
 WORDS = 3  # that may do so together
+ENOUGH = 0.75  # of a group's samples: words that cover so many speak for it
 FURTHER = 0.1  # of the samples that each word must add
 
 

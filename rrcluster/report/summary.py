@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rrcluster.core.kinds import WORDS
+from rrcluster.core.kinds import ENOUGH, WORDS
 from rrcluster.io.current import Current, current
 from rrcluster.io.store import Store
 from rrcluster.report.duplicates import Duplicates
@@ -26,7 +26,6 @@ from rrcluster.report.scan import (
 )
 
 T = TypeVar("T")
-ENOUGH = 0.75  # of a group, that the words of its name cover together
 SHOWN = 10_000  # leaf clusters in the report, largest first; the tables hold them all
 
 

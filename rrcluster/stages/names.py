@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rrcluster.core.kinds import ENOUGH
 from rrcluster.io.store import Store
 
 NAMES = "model/caption/names.json"
@@ -26,11 +27,13 @@ class Names:
     paths: list[list[int]]  # of each finest cluster
 
     def label_of_finest(self) -> list[str]:
-        """One caption per finest cluster: its own, else a named ancestor's, else empty."""
+        """One caption per finest cluster: its own, else the word of the nearest group that speaks
+        for nearly all of it, else empty: a word for a part of a group says nothing of the rest."""
         found = []
         for path in self.paths:
-            named = [self.levels[level][index].captions for level, index in enumerate(path)]
-            found.append(next((c[0][0] for c in reversed(named) if c), ""))
+            *groups, own = [self.levels[lv][index].captions for lv, index in enumerate(path)]
+            sure = [c for c in groups if c and c[0][1] >= ENOUGH]
+            found.append(next((c[0][0] for c in (own, *reversed(sure)) if c), ""))
         return found
 
 
