@@ -18,6 +18,7 @@ from rrcluster.models.load import load_text_tower, text_needs_model
 from rrcluster.models.vocabulary import load_vocabulary
 from rrcluster.stages.run import Run
 
+PART = 640  # texts that a worker encodes at once; it loads the model for each part
 TEXTS = "model/caption/texts.safetensors"  # x (m, d), and their texts as JSON in bytes
 
 
@@ -65,12 +66,11 @@ def candidate_texts(
 def vectors_of(
     store: Store, compute: Compute, spec: EncoderSpec, texts: Sequence[str], progress: Progress
 ) -> npt.NDArray[np.float32]:
-    """Unit vectors (m, d) of the texts; those that the run does not know yet are encoded, in as
-    many parts as there are workers (a text's vector does not depend on its neighbours)."""
+    """Unit vectors (m, d) of the texts; those that the run does not know yet are encoded, in parts
+    of one size, so that nothing depends on the number of workers."""
     rows = kept(store)
     unknown = [text for text in dict.fromkeys(texts) if text not in rows]
-    size = -(-len(unknown) // compute.workers) or 1
-    parts = [unknown[i : i + size] for i in range(0, len(unknown), size)]
+    parts = [unknown[i : i + PART] for i in range(0, len(unknown), PART)]
     answers = compute.map(EncodeTexts(spec), parts)
     for part, x in zip(parts, in_order(answers), strict=True):
         rows |= dict(zip(part, x, strict=True))
