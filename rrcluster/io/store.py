@@ -6,6 +6,7 @@ uploads complete atomically). A reader therefore never sees half a file.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeVar, cast
@@ -69,6 +70,11 @@ class Store:
 
     uri: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
+    renamed: tuple[tuple[str, str], ...] = ()  # (folder, where it really is), e.g. another model
+
+    def with_folder(self, folder: str, instead: str) -> Store:
+        """The same run with ``instead`` in the place of ``folder``, e.g. for another model."""
+        return replace(self, renamed=((f"{folder}/", f"{instead}/"), *self.renamed))
 
     @cached_property
     def _fs(self) -> tuple[AbstractFileSystem, str]:
@@ -76,7 +82,8 @@ class Store:
         return fs, path.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "options": dict(self.options)}  # connections do not travel
+        # Connections do not travel.
+        return {"uri": self.uri, "options": dict(self.options), "renamed": self.renamed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -87,6 +94,10 @@ class Store:
 
     def path(self, name: str) -> str:
         """The path of ``name`` on the filesystem."""
+        for folder, instead in self.renamed:
+            if f"{name}/".startswith(folder):
+                name = f"{instead}{name[len(folder) :]}".rstrip("/")
+                break
         return f"{self._fs[1]}/{name}" if name else self._fs[1]
 
     def _call(self, call: Callable[[AbstractFileSystem], T]) -> T:
@@ -165,6 +176,61 @@ class Store:
         finally:
             if os.path.exists(beside):
                 os.unlink(beside)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Publish ``content`` under ``name`` only if nothing is there; whether this call did it.
+
+        Exactly one of several callers succeeds: a hard link on a local disk, ``If-None-Match: *``
+        on S3 and what compares with it elsewhere. A put whose answer was lost counts as done.
+        """
+        fs, _ = self._fs
+        path = self.path(name)
+        if not self.is_local:
+            try:
+                fs.pipe_file(path, content, mode="create")
+            except (FileExistsError, OSError):
+                if not fs.exists(path):
+                    raise
+                return self.read_bytes(name) == content
+            return True
+        beside = f"{name}.{uuid.uuid4().hex}"
+        self.write_bytes(beside, content)
+        try:
+            os.link(self.path(beside), path)
+        except FileExistsError:
+            return self.read_bytes(name) == content
+        finally:
+            os.unlink(self.path(beside))
+        return True
+
+    def swap(self, name: str, expected: bytes, content: bytes) -> bool:
+        """Replace ``expected``, the present content of ``name``, by ``content``; whether it did.
+
+        Compared and replaced in one step: under a file lock on a local disk, with ``If-Match`` on
+        S3. Elsewhere the comparison comes just before the write, which leaves a gap between them.
+        """
+        fs, _ = self._fs
+        path = self.path(name)
+        if self.is_local:
+            with open(f"{path}.lock", "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not os.path.exists(path) or self.read_bytes(name) != expected:
+                    return False
+                self.write_bytes(name, content)
+            return True
+        try:
+            tag = fs.info(path, refresh=True).get("ETag")
+            if self.read_bytes(name) != expected:
+                return False
+            if "s3" not in fs.protocol or tag is None:
+                fs.pipe_file(path, content)
+                return True
+            bucket, key, _ = fs.split_path(path)
+            fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, IfMatch=tag)
+            fs.invalidate_cache(path)
+        except OSError:  # S3 answers 412 to a stale tag; a put whose answer was lost is ours
+            return bool(fs.exists(path)) and self.read_bytes(name) == content
+        return True
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read_bytes(name))
