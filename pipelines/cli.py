@@ -18,6 +18,8 @@ JOBS = {
     "demo": "the whole job on a small corpus that it draws itself; no GPU, no network",
     "cluster": "image shards to a named tree of clusters",
     "sample": "a balanced sample of a run, in trainers' formats",
+    "recluster": "add new shards to a finished run: ids stay, drift is told",
+    "resolve": "write the current cluster ids of every row of a run",
     "report": "write report/index.html of a run again",
     "evaluate": "score a run's levels against labels",
     "status": "what is done, what failed, counts that reconcile",

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rrcluster.core.caption import CaptionSpec
 from rrcluster.core.count import CountSpec
+from rrcluster.core.drift import ReclusterSpec
 from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.refine import RefineSpec
 from rrcluster.core.sample import SampleSpec
@@ -121,6 +122,7 @@ class Config:
     write: WriteSpec = field(default_factory=WriteSpec)
     report: ReportSpec = field(default_factory=ReportSpec)
     sample: SampleSpec = field(default_factory=SampleSpec)
+    recluster: ReclusterSpec = field(default_factory=ReclusterSpec)
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
     demo: DemoSpec = field(default_factory=DemoSpec)
     run_dir: str = setting("", "folder of the run: local path or object store URI")
@@ -168,6 +170,27 @@ def identity(config: Config) -> dict[str, Any]:
         if chosen is None or leaf in chosen:
             found[name] = value
     return found
+
+
+def as_made(config: Config, stored: Mapping[str, Any]) -> Config:
+    """``config`` with the settings that change results as a run was ``stored`` with them.
+
+    Storage options are not stored; they are those of ``config``, as is what steers this attempt.
+    """
+    made: dict[str, Any] = {}
+    for name in _IDENTITY:
+        default = getattr(Config(), name)
+        if dataclasses.is_dataclass(default):
+            known = dataclasses.asdict(typing.cast(Any, default))
+            values = known | {k: v for k, v in stored[name].items() if k in known}
+            made[name] = _build(type(default), values, f"{name}.")
+        else:
+            made[name] = stored[name]
+    made["corpus"].storage_options = config.corpus.storage_options
+    made["corpus"].max_bad_fraction = config.corpus.max_bad_fraction
+    made["encoder"].batch_size = config.encoder.batch_size
+    write = dataclasses.replace(config.write, partition_by=stored["write"]["partition_by"])
+    return dataclasses.replace(config, write=write, **made)
 
 
 def identity_hash(settings: Mapping[str, Any]) -> str:

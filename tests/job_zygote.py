@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PRELOADED = (
-    "pipelines.cluster", "pipelines.evaluate", "pipelines.report", "pipelines.status",
+    "pipelines.cluster", "pipelines.evaluate", "pipelines.recluster", "pipelines.report",
+    "pipelines.status",
     "rrcluster.local", "rrcluster.models.clip",
 )  # fmt: skip
 

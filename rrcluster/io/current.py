@@ -215,6 +215,8 @@ def current(store: Store) -> Current:
         folder = "assignments/increment=00000"
         return Current(store, 0, ((0, 0, folder),), "clusters", frozenset(), ())
     content = store.read_json(f"{COMMITS}/{commits[-1]}")
+    if content.get("model"):
+        store = store.with_folder("model", content["model"])
     return Current(
         store,
         content["increment"],

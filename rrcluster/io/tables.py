@@ -56,7 +56,22 @@ CLUSTERS = pa.schema(
         ("since_increment", pa.int32()),
     ]
 )
-NAMES = {"manifest": MANIFEST, "samples": SAMPLES, "bad": BAD, "clusters": CLUSTERS}
+CLUSTER_MAP = pa.schema(
+    [
+        ("old_id", pa.int64()),
+        ("new_id", pa.int64()),
+        ("level", pa.int32()),
+        ("kind", pa.string()),  # kept, split, merged, new or retired
+        ("overlap", pa.float32()),
+    ]
+)
+NAMES = {
+    "manifest": MANIFEST,
+    "samples": SAMPLES,
+    "bad": BAD,
+    "clusters": CLUSTERS,
+    "cluster_map": CLUSTER_MAP,
+}
 
 
 def assignments_schema(levels: int) -> pa.Schema:

@@ -29,8 +29,13 @@ END = "end"  # status of the row after a shard's last one; its ``row`` is the nu
 READ_ROWS = 32  # rows per block between reading and encoding: bounds memory, 5 MB at 224 pixels
 
 
-def embed(run: Run, compute: Compute, record: Record, progress: Progress) -> None:
-    """Embed the shards that have no mark yet, reconcile the counts, refuse too many bad images."""
+def embed(
+    run: Run, compute: Compute, record: Record, progress: Progress, may_be_empty: bool = False
+) -> None:
+    """Embed the shards that have no mark yet, and reconcile the counts.
+
+    Raises UserError when no row could be used, unless that may be (new shards of a run).
+    """
     plan = EmbedPlan(run.store, run.config.corpus, run.config.encoder)
     with record.stage("embed") as counts:
         marks = run.store.names("samples", ".parquet")
@@ -71,7 +76,7 @@ def embed(run: Run, compute: Compute, record: Record, progress: Progress) -> Non
         "reconciliation",
         {"read": read, "embedded": embedded, "bad": bad, "ok": read == embedded + bad},
     )
-    if embedded == 0:
+    if embedded == 0 and not may_be_empty:
         raise UserError(
             "corpus.uri",
             run.config.corpus.uri,

@@ -14,9 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from rrcluster import __version__
-from rrcluster.config import Config, identity, identity_hash, redacted
+from rrcluster.config import Config, as_made, identity, identity_hash, redacted
 from rrcluster.io import tables
-from rrcluster.io.corpus import CorpusSpec
 from rrcluster.io.current import current, manifest, manifest_name
 from rrcluster.io.manifest import corpus_fingerprint, list_shards
 from rrcluster.io.store import Store
@@ -106,8 +105,7 @@ def existing_run(config: Config) -> tuple[Run, Record]:
     store = existing_store(config)
     record = Record.read(store)
     assert record is not None, "existing_store has seen the record"
-    corpus = record.content["config"]["corpus"] | {"storage_options": config.corpus.storage_options}
-    stored = dataclasses.replace(config, corpus=CorpusSpec(**corpus))
+    stored = as_made(config, record.content["config"])
     return Run(store, stored, current(store).shards), record
 
 
@@ -126,6 +124,7 @@ class Record:
 
     store: Store
     content: dict[str, Any] = field(default_factory=dict)
+    whole: Record | None = None  # of the run, where this is the record of an increment
 
     @staticmethod
     def read(store: Store) -> Record | None:
@@ -156,8 +155,19 @@ class Record:
             ) from error
         return record
 
+    def of_increment(self, increment: int) -> Record:
+        """The record of one increment: a part of this one, saved with it."""
+        parts = self.content.setdefault("increments", {})
+        content = parts.setdefault(f"{increment:05d}", {"stages": {}})
+        if "model_hash" in self.content:
+            content["model_hash"] = self.content["model_hash"]
+        return Record(self.store, content, self)
+
     def save(self) -> None:
-        self.store.write_json(RECORD, self.content)
+        if self.whole is not None:
+            self.whole.save()
+        else:
+            self.store.write_json(RECORD, self.content)
 
     def note(self, name: str, value: Any) -> None:
         if self.content.get(name) != value:

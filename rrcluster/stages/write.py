@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,52 +15,72 @@ import torch
 from rrcluster.compute import Compute, Progress
 from rrcluster.core.forest import Forest, label
 from rrcluster.io import tables
+from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.records import Shard
 from rrcluster.stages.count import read_forest, read_rates
 from rrcluster.stages.names import Names, read_names
 from rrcluster.stages.run import Record, Run, split_evenly
 
-INCREMENT = "assignments/increment=00000"
 GROUP_ROWS = 5_000_000  # rows of one part with write.partition_by=cluster: few, large files
 
 
-def first_ids(forest: Forest) -> list[int]:
-    """The id of each level's first cluster: levels are numbered in turn, coarse first."""
-    starts = [0]
-    for clusters in forest.clusters_per_level:
-        starts.append(starts[-1] + clusters)
-    return starts
+IDS = "model/ids.json"  # per level, the id of each cluster of a model that was fitted again
+
+
+def cluster_ids(store: Store, forest: Forest) -> list[npt.NDArray[np.int64]]:
+    """Per level, the id of each of the model's clusters.
+
+    A run's first model numbers its levels in turn, coarse first; a later one has its ids stored.
+    """
+    if store.exists(IDS):
+        return [np.asarray(level, np.int64) for level in store.read_json(IDS)]
+    starts = np.cumsum([0, *forest.clusters_per_level])
+    return [np.arange(a, b, dtype=np.int64) for a, b in pairwise(starts.tolist())]
+
+
+def assignments_folder(increment: int) -> str:
+    return f"assignments/increment={increment:05d}"
 
 
 def write(run: Run, compute: Compute, record: Record, progress: Progress) -> None:
     """Write what has no mark yet. Sizes are counted from what was written."""
     with record.stage("write") as counts:
-        forest, names = read_forest(run.store), read_names(run.store)
-        by_cluster = run.config.write.partition_by == "cluster"
-        work = WriteRows(run.store, forest, tuple(names.label_of_finest()), by_cluster)
-        items: list[tuple[str, list[Shard]]] = [(s.name, [s]) for s in run.shards]
-        if by_cluster:
-            rows = record.content["reconciliation"]["embedded"]
-            groups = split_evenly(run.shards, max(1, -(-rows // GROUP_ROWS)))
-            items = [(f"{i:05d}", group) for i, group in enumerate(groups)]
-        parts = min(len(items), 4 * compute.workers)
-        marks = run.store.names(_marks(by_cluster), ".json")
-        todo = [item for item in items if f"{item[0]}.json" not in marks]
-        progress("write", len(items) - len(todo), len(items))
-        for done, _ in enumerate(compute.map(work, todo), len(items) - len(todo) + 1):
-            progress("write", done, len(items))
-        written = [[name for name, _ in items[i::parts]] for i in range(parts)]
-        found = compute.map(SumMarks(run.store, _marks(by_cluster)), written)
-        sizes = np.sum([part for _, part in found], axis=0)
-        write_clusters(run.store, forest, names, sizes)
+        embedded = record.content["reconciliation"]["embedded"]
+        sizes = write_rows(run, compute, progress, embedded, assignments_folder(0))
+        if current(run.store).increment == 0:  # else the tables are those of a later increment
+            write_clusters(run.store, read_forest(run.store), read_names(run.store), sizes)
         counts |= {"shards": len(run.shards), "rows": int(sizes.sum())}
-    rows, embedded = int(sizes.sum()), record.content["reconciliation"]["embedded"]
-    assert rows == embedded, f"{rows} rows were assigned of {embedded} embedded"
 
 
-def _marks(by_cluster: bool) -> str:
-    return "model/write/cluster" if by_cluster else "model/write/shard"
+def write_rows(
+    run: Run, compute: Compute, progress: Progress, embedded: int, folder: str, marks: str = ""
+) -> npt.NDArray[np.int64]:
+    """Assign every row of the run's shards into ``folder``; rows per finest cluster (k,).
+
+    ``embedded`` is how many rows there are. ``marks`` tells the marks of one use from another's.
+    """
+    forest, names = read_forest(run.store), read_names(run.store)
+    by_cluster = run.config.write.partition_by == "cluster"
+    marks = f"model/write/{marks}{'cluster' if by_cluster else 'shard'}"
+    ids = tuple(cluster_ids(run.store, forest))
+    captions = tuple(names.label_of_finest())
+    work = WriteRows(run.store, forest, ids, captions, by_cluster, folder, marks)
+    items: list[tuple[str, list[Shard]]] = [(s.name, [s]) for s in run.shards]
+    if by_cluster:
+        groups = split_evenly(run.shards, max(1, -(-embedded // GROUP_ROWS)))
+        items = [(f"{i:05d}", group) for i, group in enumerate(groups)]
+    parts = min(len(items), 4 * compute.workers)
+    marked = run.store.names(marks, ".json")
+    todo = [item for item in items if f"{item[0]}.json" not in marked]
+    progress("write", len(items) - len(todo), len(items))
+    for done, _ in enumerate(compute.map(work, todo), len(items) - len(todo) + 1):
+        progress("write", done, len(items))
+    written = [[name for name, _ in items[i::parts]] for i in range(parts)]
+    found = compute.map(SumMarks(run.store, marks), written)
+    sizes: npt.NDArray[np.int64] = np.sum([part for _, part in found], axis=0)
+    assert sizes.sum() == embedded, f"{sizes.sum()} rows were assigned of {embedded} embedded"
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -80,8 +102,11 @@ class WriteRows:
 
     store: Store
     forest: Forest
+    ids: tuple[npt.NDArray[np.int64], ...]  # per level
     captions: tuple[str, ...]  # of the finest clusters
     by_cluster: bool
+    folder: str
+    marks: str
 
     def __call__(self, item: tuple[str, list[Shard]]) -> int:
         name, shards = item
@@ -92,12 +117,12 @@ class WriteRows:
             coarse = table["level_0"].to_numpy()
             for cluster in np.unique(coarse).tolist():
                 rows = table.filter(pa.array(coarse == cluster)).drop_columns("level_0")
-                folder = f"{INCREMENT}/level_0={cluster}"
-                tables.write_table(self.store, f"{folder}/{part}", "assignments", rows)
+                name = f"{self.folder}/level_0={cluster}/{part}"
+                tables.write_table(self.store, name, "assignments", rows)
         else:
-            tables.write_table(self.store, f"{INCREMENT}/{name}.parquet", "assignments", table)
+            tables.write_table(self.store, f"{self.folder}/{name}.parquet", "assignments", table)
         sizes = np.sum([s for _, s in assigned], axis=0)
-        self.store.write_json(f"{_marks(self.by_cluster)}/{name}.json", sizes.tolist())
+        self.store.write_json(f"{self.marks}/{name}.json", sizes.tolist())
         return int(sizes.sum())
 
     def assign(self, shard: Shard) -> tuple[pa.Table, npt.NDArray[np.int64]]:
@@ -105,12 +130,11 @@ class WriteRows:
         samples = tables.read_table(self.store, f"samples/{shard.name}.parquet")
         x = torch.from_numpy(np.array(self.store.read_npy(f"embeddings/{shard.name}.npy")))
         found = label(self.forest, x)
-        starts = first_ids(self.forest)
         columns: dict[str, Any] = {
             name: samples[name] for name in ("sample_id", "shard", "row", "key", "caption")
         }
         for level in range(found.path.shape[1]):
-            columns[f"level_{level}"] = found.path[:, level].numpy() + starts[level]
+            columns[f"level_{level}"] = self.ids[level][found.path[:, level].numpy()]
         finest = found.path[:, -1].numpy()
         columns["confidence"] = found.confidence.numpy()
         columns["outlier"] = found.outlier.numpy()
@@ -121,20 +145,28 @@ class WriteRows:
 
 
 def write_clusters(
-    store: Store, forest: Forest, names: Names, sizes: npt.NDArray[np.int64]
+    store: Store,
+    forest: Forest,
+    names: Names,
+    sizes: npt.NDArray[np.int64],
+    folder: str = "clusters",
+    since: Mapping[int, int] | None = None,
 ) -> None:
-    """``clusters/level=<l>.parquet``, finest level first, so that the coarsest is the mark."""
-    starts, rates = first_ids(forest), read_rates(store)
+    """``<folder>/level=<l>.parquet``, finest level first, so that the coarsest is the mark.
+
+    ``since`` is the increment that each id came with; 0 for those that it does not hold.
+    """
+    ids, rates = cluster_ids(store, forest), read_rates(store)
     paths = forest.paths.unique(dim=0).numpy()  # one row per finest cluster
     for level in reversed(range(paths.shape[1])):
         rows: list[dict[str, Any]] = []
         for index in range(forest.clusters_per_level[level]):
             inside = paths[:, level] == index
-            parent = int(paths[inside][0, level - 1]) + starts[level - 1] if level else None
+            parent = int(ids[level - 1][paths[inside][0, level - 1]]) if level else None
             named = names.levels[level][index]
             rows.append(
                 {
-                    "cluster_id": starts[level] + index,
+                    "cluster_id": int(ids[level][index]),
                     "level": level,
                     "parent_id": parent,
                     "size": int(sizes[paths[inside][:, -1]].sum()),
@@ -142,9 +174,9 @@ def write_clusters(
                     "radius": named.radius,
                     "captions": [{"text": t, "score": s} for t, s in named.captions],
                     "exemplars": [bytes.fromhex(e) for e in named.exemplars],
-                    "since_increment": 0,
+                    "since_increment": (since or {}).get(int(ids[level][index]), 0),
                 }
             )
         tables.write_table(
-            store, f"clusters/level={level}.parquet", "clusters", tables.table_of("clusters", rows)
+            store, f"{folder}/level={level}.parquet", "clusters", tables.table_of("clusters", rows)
         )

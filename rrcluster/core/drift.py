@@ -1,0 +1,142 @@
+"""Does a clustering still fit? New rows against old ones, cluster by cluster and as a whole.
+
+Shares are compared with their uncertainty: a cluster's share of the new rows is unusual when its
+score, (observed − expected) / standard deviation under the old share, is large. The corpus-level
+distance is the total variation between old and new shares, less what sampling alone would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from rrcluster.records import setting
+
+Counts = npt.NDArray[np.int64]
+OUTLIER = 4.0  # z-score of a cost from which a row is an outlier
+LOUD = 4.0  # score from which a cluster's change is more than chance
+
+
+@dataclass
+class ReclusterSpec:
+    """Settings of increments: what happens to new, changed and old shards, and when to fit anew."""
+
+    refit: Literal["auto", "never", "always"] = setting(
+        "auto", "fit the clusters again: when they no longer fit, never, or each time"
+    )
+    on_changed: Literal["error", "skip", "reprocess"] = setting(
+        "error", "a shard that changed since it was read: stop, keep the old rows, or read it again"
+    )
+    max_distance: float = setting(0.1, "refit=auto: move of cluster shares beyond chance, 0..1")
+    max_growth: float = setting(2.0, "refit=auto: rows now per row at the last fit")
+    min_overlap: float = setting(
+        0.3, "a refitted cluster keeps the id of an old one when they share this part of their rows"
+    )
+    max_churn: float = setting(0.5, "warn when a refit moves a larger share of rows to other ids")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Per cluster (k,) and for the corpus; ``score`` is in standard deviations."""
+
+    old_share: npt.NDArray[np.float64]
+    new_share: npt.NDArray[np.float64]
+    score: npt.NDArray[np.float64]
+    outlier_score: npt.NDArray[np.float64]
+    distance: float  # total variation, 0..1
+    expected_distance: float  # of a sample of this size without any drift
+    old_outliers: float  # share of all rows
+    new_outliers: float
+
+
+def drift(old: Counts, new: Counts, old_outliers: Counts, new_outliers: Counts) -> Drift:
+    """Compare rows and outliers per cluster (k,) of the increment with those before it."""
+    n, m = max(int(old.sum()), 1), int(new.sum())
+    p, q = old / n, new / max(m, 1)
+    spread = np.sqrt(np.maximum(p * (1 - p), 1 / n) * (1 / max(m, 1) + 1 / n))
+    before = (old_outliers + 0.5) / (old + 1.0)  # half an outlier in one row: no share is 0
+    surprise = (new_outliers - new * before) / np.sqrt(np.maximum(new * before * (1 - before), 1))
+    # E|q − p| of a normal variable is √(2/π) standard deviations.
+    chance = 0.5 * float(np.sqrt(2 / np.pi) * np.sqrt(p * (1 - p) * (1 / max(m, 1) + 1 / n)).sum())
+    return Drift(
+        old_share=p,
+        new_share=q,
+        score=(q - p) / spread if m else np.zeros_like(p),
+        outlier_score=surprise,
+        distance=0.5 * float(np.abs(q - p).sum()) if m else 0.0,
+        expected_distance=min(chance, 1.0) if m else 0.0,
+        old_outliers=float(old_outliers.sum()) / n,
+        new_outliers=float(new_outliers.sum()) / max(m, 1),
+    )
+
+
+def reasons(found: Drift, grown: float, max_distance: float, max_growth: float) -> list[str]:
+    """Why the clustering should be fitted again, in words; none when it still fits.
+
+    ``grown`` is how many rows there are for each row at the last fit.
+    """
+    said = []
+    excess = found.distance - found.expected_distance
+    if excess > max_distance:
+        said.append(
+            f"cluster shares moved by {found.distance:.1%}, "
+            f"of which chance explains {found.expected_distance:.1%}"
+        )
+    if found.new_outliers > 2 * found.old_outliers + 0.01:
+        said.append(
+            f"{found.new_outliers:.1%} of the new rows are outliers, "
+            f"of the fitted ones {found.old_outliers:.1%}"
+        )
+    if grown > max_growth:
+        said.append(f"the run is {grown:.1f} times the size that it was fitted on")
+    return said
+
+
+def matched(overlap: npt.NDArray[np.float64], least: float) -> dict[int, int]:
+    """new → old clusters by the largest total overlap, each used once (Hungarian method).
+
+    ``overlap[i, j]`` is the weight of rows in old cluster i and new cluster j; a pair counts when
+    its share of their union (Jaccard) is at least ``least``.
+    """
+    rows, columns = linear_sum_assignment(-overlap)
+    union = overlap.sum(1)[:, None] + overlap.sum(0)[None] - overlap
+    share = overlap / np.maximum(union, 1e-12)
+    return {
+        int(j): int(i)
+        for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
+        if overlap[i, j] > 0 and share[i, j] >= least
+    }
+
+
+def changes(
+    overlap: npt.NDArray[np.float64], old: Sequence[int], new: Sequence[int]
+) -> list[tuple[int | None, int | None, str, float]]:
+    """(old id, new id, kind, overlap) rows of the map, for one level.
+
+    kept: the id is in both. An old id that went into the cluster of another is merged; a new id
+    whose rows come from an old cluster that lives on is split from it. What has no counterpart is
+    retired or new. ``overlap`` is the share of the old cluster's rows (of the new one's for split).
+    """
+    found: list[tuple[int | None, int | None, str, float]] = []
+    from_old, from_new = overlap.sum(1), overlap.sum(0)
+    for i, cluster in enumerate(old):
+        if cluster in new:
+            j = list(new).index(cluster)
+            found.append((cluster, cluster, "kept", float(overlap[i, j] / max(from_old[i], 1e-12))))
+            continue
+        j = int(overlap[i].argmax())
+        share = float(overlap[i, j] / max(from_old[i], 1e-12))
+        whole = share > 0.5
+        found.append((cluster, new[j] if whole else None, "merged" if whole else "retired", share))
+    for j, cluster in enumerate(new):
+        if cluster not in old:
+            i = int(overlap[:, j].argmax())
+            share = float(overlap[i, j] / max(from_new[j], 1e-12))
+            split = share > 0.5
+            found.append((old[i] if split else None, cluster, "split" if split else "new", share))
+    return found

@@ -1,0 +1,177 @@
+"""refit: clusters fitted again on everything, with the ids of the old ones where they live on.
+
+Nothing that readers see is touched: the new model, cluster tables and assignments are written under
+``versions/increment=NNNNN/`` and become current with the increment's commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rrcluster.compute import Compute, Progress
+from rrcluster.core.drift import changes, matched
+from rrcluster.core.forest import Forest, label
+from rrcluster.io import tables
+from rrcluster.io.current import Current
+from rrcluster.stages.caption import caption
+from rrcluster.stages.count import read_forest
+from rrcluster.stages.fit import fit
+from rrcluster.stages.names import read_names
+from rrcluster.stages.run import Record, Run
+from rrcluster.stages.select import INDEX, LoadBlock, select
+from rrcluster.stages.write import IDS, write_clusters, write_rows
+
+Overlap = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Ids per level, coarse to fine, of the model before; and the first that was never used."""
+
+    levels: tuple[npt.NDArray[np.int64], ...]
+    unused: int
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What the commit says of the refit, and what the record does."""
+
+    content: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def refit(
+    run: Run,
+    now: Current,
+    number: int,
+    rows: int,
+    ids: Ids,
+    compute: Compute,
+    record: Record,
+    progress: Progress,
+) -> Refitted:
+    """Fit ``rows`` rows of the run's shards, keep ids by overlap, write everything anew beside."""
+    version = f"versions/increment={number:05d}"
+    store = run.store.with_folder("model", f"{version}/model")
+    again = Run(store, run.config, run.shards)
+    part = Record(store, {"stages": {}, "reconciliation": {"embedded": rows}}, record)
+    record.content["fit"] = part.content
+    select(again, compute, part, progress)
+    fit(again, compute, part, progress)
+    old, new = read_forest(now.store), read_forest(store)
+    blocks = list(range(store.read_json(INDEX)["blocks"]))
+    work = CountBoth(LoadBlock.of(again), old, new)
+    pairs: Overlap = np.sum([found for _, found in compute.map(work, blocks)], axis=0)
+    overlaps = per_level(pairs, old, new)
+    chosen, unused = _choose(overlaps, ids, new, run.config.recluster.min_overlap)
+    store.write_json(IDS, [level.tolist() for level in chosen])
+    caption(again, compute, part, progress)
+    folder = f"{version}/assignments"
+    with part.stage("write") as counts:
+        sizes = write_rows(again, compute, progress, rows, folder)
+        counts |= {"shards": len(run.shards), "rows": int(sizes.sum())}
+    known = {i for level in ids.levels for i in level.tolist()}
+    since = _since(now) | {int(i): number for level in chosen for i in level if int(i) not in known}
+    write_clusters(store, new, read_names(store), sizes, f"{version}/clusters", since)
+    kinds = _write_map(run, number, overlaps, ids, chosen)
+    kept = sum(
+        float(overlaps[-1][i, j])
+        for i, old_id in enumerate(ids.levels[-1])
+        for j, new_id in enumerate(chosen[-1])
+        if old_id == new_id
+    )
+    return Refitted(
+        {
+            "assignments": [{"increment": number, "written": number, "folder": folder}],
+            "model": f"{version}/model",
+            "next_id": unused,
+        },
+        {"kinds": kinds, "churn": round(1 - kept / max(float(pairs.sum()), 1.0), 6)},
+    )
+
+
+@dataclass(frozen=True)
+class CountBoth:
+    """Map: (k_old, k_new) rows of one fit block by their finest clusters in both models."""
+
+    load: LoadBlock
+    old: Forest
+    new: Forest
+
+    def __call__(self, block: int) -> Overlap:
+        x = self.load(block)
+        old, new = (label(forest, x).path[:, -1].numpy() for forest in (self.old, self.new))
+        found = np.zeros((self.old.clusters_per_level[-1], self.new.clusters_per_level[-1]))
+        np.add.at(found, (old, new), 1.0)
+        return found
+
+
+def per_level(pairs: Overlap, old: Forest, new: Forest) -> list[Overlap]:
+    """The overlap at every level of the new tree, paired with the old ones from the finest up."""
+    found = []
+    depth = min(old.paths.shape[1], new.paths.shape[1])
+    for up in reversed(range(new.paths.shape[1])):
+        a = _ancestors(old, min(up, depth - 1))
+        b = _ancestors(new, up)
+        level = np.zeros((a.max() + 1, b.max() + 1))
+        np.add.at(level, (a[:, None], b[None]), pairs)
+        found.append(level)
+    return found
+
+
+def _ancestors(forest: Forest, up: int) -> npt.NDArray[np.int64]:
+    """The cluster ``up`` levels above each finest one."""
+    paths: npt.NDArray[np.int64] = forest.paths.unique(dim=0).numpy()
+    order = np.argsort(paths[:, -1], kind="stable")
+    above: npt.NDArray[np.int64] = paths[order, -1 - up]
+    return above
+
+
+def _choose(
+    overlaps: list[Overlap], ids: Ids, new: Forest, least: float
+) -> tuple[list[npt.NDArray[np.int64]], int]:
+    unused, chosen = ids.unused, []
+    for level, overlap in enumerate(overlaps):
+        above = len(overlaps) - 1 - level
+        old = ids.levels[-1 - above] if above < len(ids.levels) else np.zeros(0, np.int64)
+        pairs = matched(overlap, least) if len(old) else {}
+        found = np.zeros(new.clusters_per_level[level], np.int64)
+        for j in range(len(found)):
+            if j in pairs:
+                found[j] = old[pairs[j]]
+            else:
+                found[j] = unused
+                unused += 1
+        chosen.append(found)
+    return chosen, unused
+
+
+def _since(now: Current) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for level in range(now.levels):
+        table = now.clusters(level, ["cluster_id", "since_increment"]).to_pydict()
+        found |= dict(zip(table["cluster_id"], table["since_increment"], strict=True))
+    return found
+
+
+def _write_map(
+    run: Run, number: int, overlaps: list[Overlap], ids: Ids, chosen: list[npt.NDArray[np.int64]]
+) -> dict[str, int]:
+    rows, kinds = [], dict.fromkeys(("kept", "split", "merged", "new", "retired"), 0)
+    for level, overlap in enumerate(overlaps):
+        above = len(overlaps) - 1 - level
+        if above >= len(ids.levels):
+            continue
+        old = ids.levels[-1 - above].tolist()
+        for old_id, new_id, kind, share in changes(overlap, old, chosen[level].tolist()):
+            rows.append(
+                {"old_id": old_id, "new_id": new_id, "level": level, "kind": kind, "overlap": share}
+            )
+            kinds[kind] += 1
+    name = f"cluster_map/increment={number:05d}.parquet"
+    tables.write_table(run.store, name, "cluster_map", tables.table_of("cluster_map", rows))
+    return kinds

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rrcluster.core.drift import changes, drift, matched, reasons
+
+
+def counts(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def test_equal_shares_are_no_drift() -> None:
+    found = drift(counts(600, 400), counts(60, 40), counts(1, 1), counts(0, 0))
+    assert found.distance == 0
+    assert abs(found.score).max() == 0
+    assert reasons(found, 1.1, 0.05, 2.0) == []
+
+
+def test_a_cluster_that_doubles_its_share_is_told_with_its_score() -> None:
+    found = drift(counts(9000, 1000), counts(800, 200), counts(0, 0), counts(0, 0))
+    assert found.distance == 0.1
+    assert found.score[1] > 8
+    assert found.score[0] == -found.score[1]
+    said = reasons(found, 1.1, 0.05, 2.0)
+    assert len(said) == 1
+    assert "10.0%" in said[0]
+
+
+def test_few_new_rows_move_shares_by_chance_and_say_nothing() -> None:
+    found = drift(counts(500, 500), counts(4, 1), counts(0, 0), counts(0, 0))
+    assert found.distance > 0.2
+    assert found.expected_distance > 0.1
+    assert reasons(found, 1.0, 0.15, 2.0) == []
+
+
+def test_many_outliers_and_growth_are_reasons_of_their_own() -> None:
+    found = drift(counts(500, 500), counts(50, 50), counts(1, 1), counts(10, 10))
+    said = reasons(found, 3.0, 0.5, 2.0)
+    assert any("outliers" in s for s in said)
+    assert any("3.0 times" in s for s in said)
+    assert (found.outlier_score > 4).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 50)), min_size=1, max_size=8))
+def test_distances_stay_in_bounds_and_scores_are_finite(pairs) -> None:
+    old, new = (counts(*column) for column in zip(*pairs, strict=True))
+    found = drift(old, new, old // 10, new // 10)
+    assert 0 <= found.distance <= 1
+    assert 0 <= found.expected_distance <= 1
+    assert np.isfinite(found.score).all()
+    assert np.isfinite(found.outlier_score).all()
+
+
+def test_ids_go_to_the_cluster_with_the_largest_common_part() -> None:
+    overlap = np.array([[90.0, 5.0, 0.0], [0.0, 40.0, 45.0]])
+    assert matched(overlap, 0.3) == {0: 0, 2: 1}
+    assert matched(overlap, 0.9) == {0: 0}
+
+
+def test_the_map_names_kept_split_merged_new_and_retired() -> None:
+    overlap = np.array(
+        [[90.0, 5.0, 0.0, 0.0], [0.0, 40.0, 45.0, 0.0], [30.0, 0.0, 0.0, 1.0], [4.0, 4.0, 4.0, 4.0]]
+    )
+    found = changes(overlap, [10, 11, 12, 13], [10, 20, 11, 21])
+    assert (10, 10, "kept") in [f[:3] for f in found]
+    assert (11, 11, "kept") in [f[:3] for f in found]
+    assert (11, 20, "split") in [f[:3] for f in found]
+    assert (12, 10, "merged") in [f[:3] for f in found]
+    assert (13, None, "retired") in [f[:3] for f in found]
+    assert any(f[1] == 21 for f in found)
