@@ -140,7 +140,13 @@ def test_a_refit_keeps_ids_and_rewrites_all_rows_beside_the_old_ones(grown) -> N
     finest = [r for r in changes.to_pylist() if r["level"] == 1]
     assert {r["old_id"] for r in finest if r["kind"] == "kept"} == kept
     assert len(list(run_dir.glob("assignments/increment=00000/*.parquet"))) == 4
-    assert job("report", f"run_dir={run_dir}").status == 0
+    page = (run_dir / "report/index.html").read_text()
+    assert "What increments changed" in page
+    assert "fitted again: " in page
+    resolved = job("resolve", f"run_dir={run_dir}", *IN_PROCESS)
+    assert resolved.status == 0, resolved.err
+    tables = [pq.read_table(p) for p in sorted(run_dir.glob("resolved/*/*.parquet"))]
+    assert sum(len(t) for t in tables) == rows.num_rows
     assert job("recluster", f"run_dir={run_dir}", *IN_PROCESS).out.strip().endswith("nothing new")
 
 
