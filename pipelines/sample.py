@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 from rich.console import Console
@@ -21,13 +22,15 @@ def main(config: Config) -> int:
     job, record = existing_run(config)
     console = Console()
     if config.dry_run:
-        estimate_sample(config, job.store, console)
+        estimate_sample(dataclasses.replace(config, corpus=job.config.corpus), job.store, console)
         return DONE
     with (
         ConsoleProgress(config.log_format, every=config.log_every) as progress,
         start_compute(config) as compute,
     ):
-        summary = sample(config, job.store, compute, progress)
+        summary = sample(
+            dataclasses.replace(config, corpus=job.config.corpus), job.store, compute, progress
+        )
         report(job, record, progress)
     console.print(sample_table(summary))
     if summary["why_short"]:

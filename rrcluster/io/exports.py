@@ -1,7 +1,7 @@
 """A sample in the formats of trainers and of other tools: small files that name rows.
 
 All read the collected rows part by part, in corpus order; a row that is drawn r times is named r
-times. Only ``datacomp`` sorts, in the memory of one worker: 40 bytes per draw.
+times. Only ``datacomp`` and ``schedule`` sort, in one worker's memory: 40 and 150 bytes per draw.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rrcluster.core.keys import row_keys
+from rrcluster.core.sample import cluster_keys
+from rrcluster.core.waterfill import ranks
 from rrcluster.io import tables
 from rrcluster.io.store import Store
 
@@ -37,6 +40,9 @@ class Drawn:
     shards: Ints
     read: Ints
     embedded: Ints
+    seed: int
+    batch_size: int
+    schedule_level: int
 
     def table(self, part: int) -> pa.Table:
         return tables.read_table(self.store, f"{self.folder}/work/collect/{part:06d}.parquet")
@@ -140,6 +146,34 @@ def write_torch(drawn: Drawn, folder: str) -> None:
     write_array(drawn.store, name, np.dtype(np.float32), int(starts[-1]), weights())
 
 
+def write_schedule(drawn: Drawn, folder: str) -> None:
+    """``schedule.parquet``: every draw once, in steps of ``sample.batch_size`` that share clusters.
+
+    A cluster with b draws gives its j-th, by hash, at time (j + u)/b, with a u of its own; in the
+    order of time every batch holds each cluster in proportion, to one draw. Sorted in the memory of
+    one worker: about 150 bytes per draw.
+    """
+    columns = ["sample_id", "shard", "row", "key", f"level_{drawn.schedule_level}"]
+    tables_ = []
+    for table in drawn.tables():
+        at = np.repeat(np.arange(len(table)), table["repeat"].to_numpy())
+        tables_.append(table.select(columns).take(at))
+    draws = pa.concat_tables(tables_).combine_chunks()
+    ids = np.frombuffer(b"".join(draws["sample_id"].to_pylist()), np.uint8).reshape(-1, 16)
+    key = row_keys(ids, drawn.seed, "sample/schedule")
+    cluster = draws[columns[-1]].to_numpy()
+    order = np.lexsort((key, cluster))
+    _, index, count = np.unique(cluster, return_inverse=True, return_counts=True)
+    place = np.empty(len(order), np.int64)
+    place[order] = ranks(cluster[order])
+    shift = cluster_keys(cluster, drawn.seed) / 2.0**64
+    time = (place + shift) / count[index]
+    order = np.lexsort((key, time))
+    steps = pa.array(np.arange(len(order)) // drawn.batch_size, pa.int64())
+    draws = draws.take(order).add_column(0, "step", steps)
+    tables.write_table(drawn.store, f"{folder}/schedule.parquet", "schedule", draws)
+
+
 def _write_positions(drawn: Drawn, name: str) -> None:
     rows = (
         np.repeat(p, t["repeat"].to_numpy())
@@ -177,4 +211,5 @@ FORMATS: dict[str, tuple[Callable[[Drawn, str], None], str]] = {
     "ssl": (write_ssl, "indices.npy"),
     "hf": (write_hf, "indices.npy"),
     "torch": (write_torch, "weights.npy"),
+    "schedule": (write_schedule, "schedule.parquet"),
 }

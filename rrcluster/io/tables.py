@@ -113,11 +113,18 @@ def with_metadata(kind: str, schema: pa.Schema) -> pa.Schema:
     )
 
 
-def write_table(store: Store, name: str, kind: str, table: pa.Table) -> None:
+def write_table(
+    store: Store, name: str, kind: str, table: pa.Table, group_rows: int | None = None
+) -> None:
     """Publish ``table`` as Parquet with the format's metadata; same rows, same bytes."""
     metadata = with_metadata(kind, table.schema).metadata
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        buffer,
+        compression="zstd",
+        row_group_size=group_rows,
+    )
     store.write_bytes(name, buffer.getvalue())
 
 

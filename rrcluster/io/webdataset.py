@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class _Member(tarfile.TarInfo):
 class _Group:
     """The members of one sample, so far."""
 
+    row: int
     key: str
     suffixes: set[str] = field(default_factory=set)
     image: bytes | None = None
@@ -66,7 +67,7 @@ class _Group:
     def has_image(self) -> bool:
         return self.image is not None or self.problem is not None
 
-    def raw(self, row: int) -> Raw:
+    def raw(self) -> Raw:
         problem = self.problem
         if not self.has_image:
             members = ", ".join(sorted(self.suffixes))
@@ -74,35 +75,68 @@ class _Group:
         caption = self.text if self.text is not None else self.json_text
         image = None if problem else self.image
         extra = max(self.images - 1, 0)
-        return Raw(row, clean(self.key), caption, image, self.uid, problem, extra)
+        return Raw(self.row, clean(self.key), caption, image, self.uid, problem, extra)
 
 
 def iter_webdataset(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
     """The shard's samples in order. Raises Damaged where it ends early or is no tar at all."""
     with Source(shard.uri, spec.storage_options, shard) as source:
         tar = _open(source)
-        row = 0
         group: _Group | None = None
         try:
-            while (member := _next(tar, source)) is not None:
-                match = _NAME.fullmatch(member.name)
-                if match is None or member.isdir():
-                    continue
-                key, suffix = match[1], match[2].lower()
-                if group is None or key != group.key or suffix in group.suffixes:
+            for row, key, suffix, member in _numbered(tar, source):
+                if group is None or row != group.row:
                     if group is not None:
-                        yield group.raw(row)
-                        row += 1
-                    group = _Group(key)
+                        yield group.raw()
+                    group = _Group(row, key)
                 _take(group, suffix, tar, member, source)
         except Damaged as damage:
             if group is not None and group.has_image:
-                yield group.raw(row)  # its image is whole; of its caption we cannot know
+                yield group.raw()  # its image is whole; of its caption we cannot know
             elif group is not None:
                 damage.key = clean(group.key)
             raise
         if group is not None:
-            yield group.raw(row)
+            yield group.raw()
+
+
+def iter_members(
+    shard: Shard, spec: CorpusSpec, rows: Collection[int]
+) -> Iterator[tuple[int, str, list[tuple[str, bytes]]]]:
+    """(row, key, members) of the wanted samples: names after the key (``.jpg``) and bytes as they
+    are in the tar. Stops after the last of them. Raises Damaged where the shard ends early.
+    """
+    wanted, last = set(rows), max(rows, default=-1)
+    with Source(shard.uri, spec.storage_options, shard) as source:
+        tar = _open(source)
+        at, found, own = -1, "", list[tuple[str, bytes]]()
+        for row, key, _, member in _numbered(tar, source):
+            if row != at:
+                if at in wanted:
+                    yield at, found, own
+                if row > last:
+                    return
+                at, found, own = row, key, []
+            if row in wanted and member.isreg():
+                own.append((member.name[len(key) :], _content(tar, member, source)))
+        if at in wanted:
+            yield at, found, own
+
+
+def _numbered(
+    tar: tarfile.TarFile, source: Source
+) -> Iterator[tuple[int, str, str, tarfile.TarInfo]]:
+    """(row, key, suffix in lower case, member) of every member that belongs to a sample."""
+    row, before, suffixes = -1, "", set[str]()
+    while (member := _next(tar, source)) is not None:
+        match = _NAME.fullmatch(member.name)
+        if match is None or member.isdir():
+            continue
+        key, suffix = match[1], match[2].lower()
+        if row < 0 or key != before or suffix in suffixes:
+            row, before, suffixes = row + 1, key, set()
+        suffixes.add(suffix)
+        yield row, key, suffix, member
 
 
 def _open(source: Source) -> tarfile.TarFile:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import plotly.graph_objects as go
 from rich.table import Table
+
+from rrcluster.io.store import Store
+from rrcluster.report.plots import Chart, bare_figure, plain_figure
+from rrcluster.report.section import Content, Section
+from rrcluster.report.summary import Summary
+
+CHARTS_SHOWN = 6  # samples whose curve is drawn; the others are in the table
+ROWS_SHOWN = range(0, 101, 10)  # of a curve, in its table of numbers
 
 
 def sample_table(summary: Mapping[str, Any]) -> Table:
@@ -23,3 +32,48 @@ def sample_table(summary: Mapping[str, Any]) -> Table:
             f"{before['gini']:.3f}", f"{after['gini']:.3f}",
         )  # fmt: skip
     return table
+
+
+def read(store: Store, summary: Summary) -> Content | None:
+    """Every sample that was drawn, with its balance before and after; None without samples."""
+    found = [
+        store.read_json(f"sample/{name}/summary.json")
+        for name in sorted(store.folders("sample"))
+        if store.exists(f"sample/{name}/summary.json")
+    ]
+    if not found:
+        return None
+    return Content({"samples": found}, tuple(map(balance_chart, found[:CHARTS_SHOWN])))
+
+
+def balance_chart(summary: Mapping[str, Any]) -> Chart:
+    """Lorenz curves over the finest clusters: the diagonal is perfect balance."""
+    finest = summary["levels"][-1]
+    share = [i / (len(finest["after"]["curve"]) - 1) for i in range(len(finest["after"]["curve"]))]
+    lines = [
+        go.Scatter(
+            x=share, y=finest[when]["curve"], mode="lines", meta=meta, name=what,
+            hovertemplate="%{x:.0%} of the clusters hold %{y:.1%} of " + what + "<extra></extra>",
+        )
+        for when, what, meta in (
+            ("before", "the corpus", "before"), ("after", "the sample", "line"),
+        )
+    ]  # fmt: skip
+    figure = bare_figure(lines, "share of clusters, smallest first", "share of images")
+    before, after = finest["before"], finest["after"]
+    caption = (
+        f"Sample {summary['name']}: an effective number of {after['effective']:,.1f} clusters of "
+        f"{finest['clusters']:,} (the corpus {before['effective']:,.1f}), Gini coefficient "
+        f"{after['gini']:.3f} (the corpus {before['gini']:.3f}). The straight line from corner to "
+        "corner would be perfect balance."
+    )
+    rows = tuple(
+        (f"{i} %", f"{before['curve'][i]:.1%}", f"{after['curve'][i]:.1%}") for i in ROWS_SHOWN
+    )
+    return Chart(
+        f"balance-{summary['name']}", f"Balance of sample {summary['name']}", caption,
+        plain_figure(figure), ("smallest clusters", "of the corpus", "of the sample"), rows,
+    )  # fmt: skip
+
+
+SECTION = Section("balance", "Samples and their balance", "Samples", read)

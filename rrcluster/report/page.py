@@ -20,7 +20,7 @@ import plotly.offline
 from markupsafe import Markup, escape
 
 from rrcluster.io.store import Store
-from rrcluster.report import advice, drift, words
+from rrcluster.report import advice, balance, drift, words
 from rrcluster.report.leaves import Leaf, cut
 from rrcluster.report.plots import Chart, charts
 from rrcluster.report.scan import Example
@@ -28,7 +28,8 @@ from rrcluster.report.section import Part, Section
 from rrcluster.report.summary import SHOWN, Cluster, Summary, gather
 from rrcluster.report.thumbnails import Album, Ref, choose
 
-SECTIONS: tuple[Section, ...] = (drift.SECTION,)  # of other jobs, in reading order; see section.py
+# Of other jobs, in reading order; see section.py.
+SECTIONS: tuple[Section, ...] = (drift.SECTION, balance.SECTION)
 MEGABYTE = 1_000_000
 GATES_SHOWN = 200
 WITHOUT_PICTURE = 4  # examples listed by caption alone in a cluster that has no thumbnails

@@ -75,7 +75,7 @@ def size_chart(summary: Summary) -> Chart:
         )
         marks = sorted({1, count, *(10**i for i in range(7) if 10**i <= count), count // 2})
         rows, header = tuple((r, int(sizes[r - 1])) for r in marks), ("rank", "samples")
-    figure = _figure([trace], "clusters, largest first", "samples")
+    figure = bare_figure([trace], "clusters, largest first", "samples")
     figure.add_hline(y=even, name="even", line={"dash": "dot"})
     if count > BARS:
         figure.update_xaxes(type="log", dtick=1)
@@ -87,7 +87,7 @@ def size_chart(summary: Summary) -> Chart:
         f"The largest {half:,} hold half of the corpus; the dotted line is an even share "
         f"({even:,.0f})."
     ) + (f" {empty:,} are empty." if empty else "")
-    return Chart("sizes", "How large the clusters are", caption, _plain(figure), header, rows)
+    return Chart("sizes", "How large the clusters are", caption, plain_figure(figure), header, rows)
 
 
 def curve_chart(curve: Curve) -> Chart:
@@ -114,7 +114,7 @@ def curve_chart(curve: Curve) -> Chart:
         meta="chosen",
         hovertemplate="chosen: %{x:,} clusters<extra></extra>",
     )
-    figure = _figure([line, points], "clusters", "nats per sample")
+    figure = bare_figure([line, points], "clusters", "nats per sample")
     figure.add_vrect(x0=curve.low - 0.5, x1=curve.high + 0.5, name="range")
     figure.add_vline(x=curve.estimate, name="estimate", line={"dash": "dot"})
     levels = ", ".join(f"{k:,}" for k in curve.chosen) or "none"
@@ -129,7 +129,12 @@ def curve_chart(curve: Curve) -> Chart:
     marks = sorted({curve.estimate, curve.low, curve.high, *curve.chosen, *curve.clusters[:1]})
     rows = tuple((k, f"{value[k]:.4f}") for k in marks if k in value)
     return Chart(
-        "curve", "How many clusters", caption, _plain(figure), ("clusters", "nats per sample"), rows
+        "curve",
+        "How many clusters",
+        caption,
+        plain_figure(figure),
+        ("clusters", "nats per sample"),
+        rows,
     )
 
 
@@ -152,14 +157,14 @@ def gate_chart(gates: Sequence[Gate]) -> Chart:
                     hovertemplate="%{hovertext}<br>%{y:+.4f}<extra>" + role + "</extra>",
                 )
             )
-    figure = _figure(traces, "attempt", "change of the criterion")
+    figure = bare_figure(traces, "attempt", "change of the criterion")
     figure.update_layout(showlegend=True, barmode="overlay")
     kept = sum(g.accepted for g in gates)
     caption = (
         f"{len(gates):,} attempts: {kept:,} accepted, {len(gates) - kept:,} refused and "
         "rolled back. The criterion is measured without labels, always on the same samples."
     )
-    return Chart("gates", "What refinement changed", caption, _plain(figure), (), ())
+    return Chart("gates", "What refinement changed", caption, plain_figure(figure), (), ())
 
 
 def confidence_chart(confidence: Sequence[int]) -> Chart:
@@ -173,7 +178,7 @@ def confidence_chart(confidence: Sequence[int]) -> Chart:
         hovertemplate="confidence %{x:.2f} ± " + f"{width / 2:.2f}<br>%{{y:,}} samples"
         "<extra></extra>",
     )
-    figure = _figure([trace], "confidence", "samples")
+    figure = bare_figure([trace], "confidence", "samples")
     sure = sum(confidence[-1:])
     caption = (
         f"{100 * sure / total:.0f}% of the samples are assigned with a confidence of "
@@ -183,12 +188,13 @@ def confidence_chart(confidence: Sequence[int]) -> Chart:
         (f"{i * width:.1f} to {(i + 1) * width:.1f}", int(c)) for i, c in enumerate(confidence)
     )
     return Chart(
-        "confidence", "How sure the assignments are", caption, _plain(figure),
+        "confidence", "How sure the assignments are", caption, plain_figure(figure),
         ("confidence", "samples"), rows,
     )  # fmt: skip
 
 
-def _figure(traces: Sequence[Any], x: str, y: str) -> go.Figure:
+def bare_figure(traces: Sequence[Any], x: str, y: str) -> go.Figure:
+    """Axes and traces; colours and fonts are the page's."""
     figure = go.Figure(list(traces))
     figure.update_layout(template=None, showlegend=False, bargap=0.15)
     figure.update_xaxes(title=x)
@@ -196,7 +202,7 @@ def _figure(traces: Sequence[Any], x: str, y: str) -> go.Figure:
     return figure
 
 
-def _plain(figure: go.Figure) -> dict[str, Any]:
+def plain_figure(figure: go.Figure) -> dict[str, Any]:
     plain: dict[str, Any] = figure.to_plotly_json()
     return plain
 

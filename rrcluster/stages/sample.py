@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from rrcluster.config import Config
 from rrcluster.core.order import cut_into_parts
 from rrcluster.core.sample import NOT_IDENTITY, Budgets, SampleSpec, balance, lorenz
 from rrcluster.core.waterfill import Floats, Ints, sums
-from rrcluster.io import exports
+from rrcluster.io import copies, exports
 from rrcluster.io.current import AssignmentFile, Current, current
 from rrcluster.io.exports import Drawn
 from rrcluster.io.store import Store, npy_header
@@ -35,6 +35,15 @@ from rrcluster.stages.steps import run_step
 T = TypeVar("T")
 GROUP_ROWS = 2_000_000  # rows that one worker reads or holds: 32 bytes each
 VECTOR_BYTES = 512 << 20  # of embeddings that one worker holds where the choice needs them
+COPIES: dict[
+    str, tuple[Any, Callable[..., None], str]
+] = {  # formats that copy images: the map, what concludes it, its mark
+    "webdataset": (copies.WriteTar, copies.write_tar_sizes, "sizes.json"),
+    "streaming": (copies.WriteMds, copies.write_mds_index, "index.json"),
+}
+MARKS = {name: mark for name, (_, mark) in exports.FORMATS.items()} | {
+    name: mark for name, (_, _, mark) in COPIES.items()
+}
 SETTINGS, SUMMARY, WEIGHTS = "settings.json", "summary.json", "weights.parquet"
 
 
@@ -44,9 +53,18 @@ def sample(config: Config, store: Store, compute: Compute, progress: Progress) -
     Raises UserError for a mistake in the settings, and when a sample of this name was drawn with
     others or from another state of the run.
     """
-    spec = check_spec(config.sample, list(exports.FORMATS))
+    spec = check_spec(config.sample, list(MARKS))
     now = current(store)
     population = read_population(now, spec)
+    if not 0 <= spec.schedule_level < now.levels:
+        remedy = f"the run has levels 0 to {now.levels - 1}"
+        raise UserError("sample.schedule_level", spec.schedule_level, remedy)
+    for name in spec.export:
+        if name in COPIES and any(shard.format == "embeddings" for shard in now.shards):
+            remedy = (
+                f"{name} copies images, and this run has ready vectors only; take other formats"
+            )
+            raise UserError("sample.export", name, remedy)
     refuse_size(spec, int(population.sizes.sum()))
     population.budgets(np.where(population.kept, population.sizes, 0), spec, config.seed)
     folder = f"sample/{spec.name}"
@@ -60,7 +78,7 @@ def sample(config: Config, store: Store, compute: Compute, progress: Progress) -
         summary, drawn = draw.run(compute, progress)
         summary["seconds"] = round(time.monotonic() - started, 3)
         store.write_json(f"{folder}/{SUMMARY}", summary)
-    write_exports(drawn, spec, compute, progress)
+    write_exports(drawn, now, dataclasses.replace(config, sample=spec), compute, progress)
     return summary
 
 
@@ -237,8 +255,9 @@ class Draw:
         found = compute.map(CountRows(self.store), groups)
         counts = np.concatenate(list(in_order(found))).reshape(-1, 2)
         return Drawn(
-            self.store, self.folder, parts, draws, np.asarray(shards), counts[:, 0], counts[:, 1]
-        )
+            self.store, self.folder, parts, draws, np.asarray(shards), counts[:, 0], counts[:, 1],
+            self.seed, self.spec.batch_size, self.spec.schedule_level,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -275,15 +294,54 @@ class Export:
         write(self.drawn, f"{self.drawn.folder}/{name}")
 
 
-def write_exports(drawn: Drawn, spec: SampleSpec, compute: Compute, progress: Progress) -> None:
+@dataclass(frozen=True)
+class DrawsPerShard:
+    """Map: (part, shard, draws) of the input shards in a collected part."""
+
+    drawn: Drawn
+
+    def __call__(self, part: int) -> Ints:
+        table = self.drawn.table(part)
+        shards, at = np.unique(table["shard"].to_numpy(), return_inverse=True)
+        draws = sums(table["repeat"].to_numpy().astype(np.int64), at, len(shards))
+        return np.stack([np.full(len(shards), part), shards, draws], axis=1).astype(np.int64)
+
+
+def write_exports(
+    drawn: Drawn, now: Current, config: Config, compute: Compute, progress: Progress
+) -> None:
     """Every asked format that is not there yet."""
-    todo = [
+    asked = [
         name
-        for name in spec.export
-        if not drawn.store.exists(f"{drawn.folder}/{name}/{exports.FORMATS[name][1]}")
+        for name in config.sample.export
+        if not drawn.store.exists(f"{drawn.folder}/{name}/{MARKS[name]}")
     ]
+    todo = [name for name in asked if name in exports.FORMATS]
     for done, (at, _) in enumerate(compute.map(Export(drawn), todo), 1):
         progress("sample", done, len(todo), f"export {todo[at]}")
+    todo = [name for name in asked if name in COPIES]
+    if not todo:
+        return
+    found = np.concatenate(
+        list(in_order(compute.map(DrawsPerShard(drawn), range(drawn.parts))))
+    ).reshape(-1, 3)
+    shards = {shard.index: shard for shard in now.shards}
+    files = copies.stretches(
+        shards, found[:, 0], found[:, 1], found[:, 2], config.sample.rows_per_tar
+    )
+    for name in todo:
+        write, conclude, _ = COPIES[name]
+        folder = f"{drawn.folder}/{name}"
+        if name == "streaming":
+            draws = np.zeros(len(shards), np.int64)
+            draws[np.searchsorted(drawn.shards, found[:, 1])] = found[:, 2]
+            copies.write_shard_weights(drawn, folder, list(now.shards), draws)
+        sizes = run_step(
+            compute, drawn.store, f"{drawn.folder}/work/{name}",
+            write(drawn, config.corpus, folder), list(enumerate(files)),
+            progress, f"export {name}",
+        )  # fmt: skip
+        conclude(drawn, folder, np.stack(sizes))
 
 
 def evenly(items: Sequence[T], pieces: int) -> list[Sequence[T]]:
@@ -325,7 +383,7 @@ def balances(population: Population, after: Ints) -> list[dict[str, Any]]:
 
 def estimate_sample(config: Config, store: Store, console: Console) -> None:
     """Print what would be picked, and how balance changes with the size; write nothing."""
-    spec = check_spec(config.sample, list(exports.FORMATS))
+    spec = check_spec(config.sample, list(MARKS))
     population = read_population(current(store), spec)
     available = np.where(population.kept, population.sizes, 0)
     rows = int(available.sum())

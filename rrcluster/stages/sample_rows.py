@@ -34,6 +34,7 @@ from rrcluster.stages.steps import Numbers
 
 ROW = np.dtype([("leaf", "<u4"), ("shard", "<i4"), ("row", "<i4"), ("key", "<u8", 2)])
 SORTED = np.dtype([("leaf", "<u4"), ("shard", "<i4"), ("row", "<i4")])
+ROW_GROUP = 1 << 16  # rows that an export of a few shards reads at least
 PICKED = np.dtype(
     [("leaf", "<u4"), ("shard", "<i4"), ("row", "<i4"), ("repeat", "<i4"), ("weight", "<f8")]
 )
@@ -223,7 +224,7 @@ class Collect:
         positions = np.concatenate([np.zeros(0, np.int64), *(at for _, at in parts)])
         name = f"{plan.folder}/collect/{number:06d}"
         plan.store.write_npy(f"{name}.positions.npy", positions)
-        tables.write_table(plan.store, f"{name}.parquet", "weights", table)
+        tables.write_table(plan.store, f"{name}.parquet", "weights", table, ROW_GROUP)
         return np.asarray([len(table), int(picked["repeat"].sum())])
 
     def _table(self, shard: int, picked: Rows, schema: pa.Schema) -> tuple[pa.Table, Ints]:
