@@ -1,0 +1,103 @@
+"""Speed of one step of rate reduction, against the literal form and the machine's product peak.
+
+    python tests/benchmarks/refine.py [--quick] --json FILE
+
+The literal form is a full batched log det of every cluster's e × e matrix in torch autograd, as
+Yu et al. (2020) write the loss. Loss and gradient of the same batch are timed in turns; the largest
+difference of the gradients is relative to the largest entry of the literal one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rrcluster.core.rate import rate_reduction_loss
+
+ROWS, WIDTH, EPS2 = 1500, 128, 0.5
+CLUSTERS = (10, 100, 1000)
+
+
+def literal_loss(z: Tensor, labels: Tensor, k: int) -> Tensor:
+    """−ΔR with one e × e determinant per cluster, members picked by a 0/1 membership."""
+    n, e = z.shape
+    membership = torch.nn.functional.one_hot(labels, k).to(z.dtype)
+    eye, compressed = torch.eye(e), z.new_zeros(())
+    for part in membership.T.split(100):  # a part at a time: all at once needs k·n·e numbers
+        mass = part.sum(1).clamp_min(1e-8)
+        second = (z.T * part[:, None]) @ z
+        rates = torch.logdet(eye + e / (EPS2 * mass)[:, None, None] * second)
+        compressed = compressed + (mass * rates).sum() / (2 * n)
+    return compressed - 0.5 * torch.logdet(eye + e / (n * EPS2) * z.T @ z)
+
+
+def step(loss: Callable[..., Tensor], z: Tensor, *rest: Any) -> tuple[float, Tensor]:
+    """Seconds of loss and gradient, and the gradient."""
+    leaf = z.clone().requires_grad_()
+    start = time.perf_counter()
+    (gradient,) = torch.autograd.grad(loss(leaf, *rest), leaf)
+    return time.perf_counter() - start, gradient
+
+
+def peak() -> float:
+    """GFLOP per second of a square float32 product, the best of five."""
+    a = torch.randn(1024, 1024)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - start)
+    return 2 * 1024**3 / min(times) / 1e9
+
+
+def measure(repeats: int) -> Iterator[dict[str, Any]]:
+    yield row("machine", "float32 product", "speed", peak(), "GFLOP/s", {"size": 1024})
+    generator = torch.Generator().manual_seed(0)
+    for k in CLUSTERS:
+        z = torch.nn.functional.normalize(torch.randn(ROWS, WIDTH, generator=generator), dim=1)
+        labels = torch.randint(k, (ROWS,), generator=generator)
+        ours, literal = [], []
+        for _ in range(repeats + 1):  # the first of each warms up
+            ours.append(step(rate_reduction_loss, z, labels, EPS2))
+            literal.append(step(literal_loss, z, labels, k))
+        fast, slow = (min(t for t, _ in found[1:]) for found in (ours, literal))
+        scale = literal[-1][1].abs().max()
+        error = float((ours[-1][1] - literal[-1][1]).abs().max() / scale)
+        params = {"rows": ROWS, "width": WIDTH, "k": k, "threads": torch.get_num_threads()}
+        case = f"step, {k} clusters"
+        yield row("rrcluster", case, "seconds", fast, "s", params)
+        yield row("literal log det", case, "seconds", slow, "s", params)
+        yield row("rrcluster", case, "times as fast", slow / fast, "ratio", params)
+        yield row("rrcluster", case, "gradient difference", error, "of the largest", params)
+
+
+def row(
+    system: str, case: str, metric: str, value: float, unit: str, params: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "bench": "refine", "system": system, "case": case, "metric": metric,
+        "value": float(f"{value:.4g}"), "unit": unit, "params": params,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one timed step instead of five")
+    parser.add_argument("--json", required=True, help="file for the figures")
+    options = parser.parse_args()
+    rows = []
+    for found in measure(1 if options.quick else 5):
+        rows.append(found)
+        print(f"{found['system']:16s} {found['case']:20s} {found['metric']:20s} {found['value']:g}")
+    Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
