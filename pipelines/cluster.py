@@ -42,6 +42,7 @@ def cluster(config: Config, progress: Progress) -> Record:
         fit(job, compute, record, progress)
         caption(job, compute, record, progress)
         write(job, compute, record, progress)
+        record.note("spilled_bytes", compute.spilled_bytes())
     record.finish()
     report(job, record, progress)
     return record

@@ -94,6 +94,10 @@ class Compute(ABC):
         """``progress``, which also shows its facts wherever this compute is watched from."""
         return progress
 
+    def spilled_bytes(self) -> int:
+        """Bytes that went to disk because they found no room between tasks, since this started."""
+        return 0
+
     def close(self) -> None:  # noqa: B027 - optional
         """Give back workers."""
 

@@ -153,9 +153,10 @@ class Killer:
     def __init__(
         self, cluster: FaultyCluster, roles: Sequence[str], seed: int, most: int,
         pause: tuple[float, float], each: Counter[str] | None = None, per_stage: int = 2,
+        slack: int = 2,
     ) -> None:  # fmt: skip
         self.cluster, self.roles, self.chance = cluster, roles, random.Random(seed)
-        self.most, self.pause, self.per_stage = most, pause, per_stage
+        self.most, self.pause, self.per_stage, self.slack = most, pause, per_stage, slack
         self.kills: list[tuple[str, str]] = []
         self.each: Counter[str] = Counter() if each is None else each
 
@@ -166,7 +167,7 @@ class Killer:
             return
         least = min(self.each[role] for role in self.roles)
         for role in sorted(self.roles, key=lambda r: (self.each[r], self.chance.random())):
-            if self.each[role] > least + 2:
+            if self.each[role] > least + self.slack:
                 return  # what always lives would take all the blows
             if self._kill(role, driver):
                 self.kills.append((stage, role))

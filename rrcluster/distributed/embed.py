@@ -33,7 +33,9 @@ from rrcluster.distributed.placement import (
     worker_options,
 )
 from rrcluster.distributed.poison import isolate
-from rrcluster.distributed.watch import Ledger, watching
+from rrcluster.distributed.watch import Ledger, Seen, watching
+from rrcluster.io import tally
+from rrcluster.io.tally import Tally
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.embed import END, Assembler, Batch, encode_batch, read_batches
@@ -58,8 +60,11 @@ class ReadShard:
             strict=True,
         ):  # fmt: skip
             shard = Shard(int(index), str(uri), str(kind), int(size), str(etag))
+            self.ledger.reading.remote()
+            before = tally.total()
             try:
                 yield from metered_reading(read_batches(shard, self.plan))
+                self.ledger.move.remote(tally.total() - before)
             except Exception as error:
                 ray.get(self.ledger.failed.remote(error))
                 raise
@@ -120,11 +125,15 @@ class Encode:
 class Assemble:
     """Actor: the assembler of the shards of its number."""
 
-    def __init__(self, plan: EmbedPlan) -> None:
-        self.assembler = Assembler(plan.store)
+    def __init__(self, plan: EmbedPlan, ledger: Any) -> None:
+        self.assembler, self.ledger = Assembler(plan.store), ledger
 
     def add(self, batch: Batch) -> list[ShardCounts]:
-        return self.assembler.add(batch)
+        before = tally.total()
+        whole = self.assembler.add(batch)
+        if whole:
+            self.ledger.move.remote(tally.total() - before)
+        return whole
 
 
 class Deliver:
@@ -194,7 +203,7 @@ def _stream(
     context.custom_execution_callback_classes = [watching(ledger, encoders)]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # we say what was lost
     actor = ray.remote(num_cpus=ASSEMBLER_CPUS, max_restarts=0)(Assemble)
-    assemblers = [actor.remote(plan) for _ in range(max(1, encoders // 4))]
+    assemblers = [actor.remote(plan, ledger) for _ in range(max(1, encoders // 4))]
     references = [vars(s) for s in shards]
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to bound retries, and means to take this one away in 2.64.
@@ -232,6 +241,9 @@ def _stream(
         for batch in answers:
             for values in zip(*(batch[name].tolist() for name in COUNTS), strict=True):
                 yield ShardCounts(*values)
+        seen: Seen = ray.get(ledger.seen.remote())
+        again = max(0, seen.readings - len(shards)) + max(0, seen.lives - encoders)
+        tally.add(seen.moved + Tally(retries=again))
     finally:
         for helper in (*assemblers, ledger):
             ray.kill(helper)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -25,8 +25,11 @@ from rrcluster.config import ComputeSpec
 from rrcluster.core.shards import Shards
 from rrcluster.distributed import coordinator, embed, shards
 from rrcluster.distributed.meters import Metered
+from rrcluster.distributed.objects import object_store
 from rrcluster.distributed.placement import DEATHS, MAX_RETRIES, worker_options
 from rrcluster.distributed.room import aside_cpus, helper_cpus, workers_for
+from rrcluster.io import tally
+from rrcluster.io.tally import Tally
 from rrcluster.records import Shard, UserError
 from rrcluster.stages.embed import TakeVectors
 from rrcluster.stages.quarantine import PassOver
@@ -42,6 +45,7 @@ class RayCompute(Compute):
 
     def __init__(self, spec: ComputeSpec, workers: int, owner: bool = False) -> None:
         self.spec, self.workers, self._owner = spec, workers, owner
+        self._spilled_before = object_store().spilled if owner else 0
 
     @staticmethod
     def start(spec: ComputeSpec) -> RayCompute:
@@ -70,6 +74,9 @@ class RayCompute(Compute):
         if self._owner and self.spec.address is not None and exc[0] is KeyboardInterrupt:
             atexit.register(_leave)
 
+    def spilled_bytes(self) -> int:
+        return max(0, object_store().spilled - self._spilled_before)
+
     def observed(self, progress: Progress) -> Progress:
         return Metered(progress)
 
@@ -77,7 +84,7 @@ class RayCompute(Compute):
         with user_errors():
             for index, answer in self._answers(function, items):
                 try:
-                    yield index, ray.get(answer)
+                    yield index, _home(answer)
                 except DEATHS as error:
                     raise RuntimeError(
                         f"{type(function).__name__}: {_how_often(error)} Too little memory? Lower "
@@ -114,7 +121,7 @@ class RayCompute(Compute):
         with user_errors():
             for index, answer in self._answers(TakeVectors(plan), todo):
                 try:
-                    yield ray.get(answer)
+                    yield _home(answer)
                 except DEATHS as error:
                     passed = self.map(PassOver(plan, _how_often(error)), [todo[index]])
                     yield from (counts for _, counts in passed)
@@ -187,9 +194,18 @@ def _own_stop() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _one(function: Callable[[T], R], item: T) -> R:
+def _one(function: Callable[[T], R], item: T) -> tuple[R, Tally]:
     torch.set_num_threads(1)
-    return function(item)
+    before = tally.total()
+    answer = function(item)
+    return answer, tally.total() - before
+
+
+def _home(answer: ray.ObjectRef) -> Any:
+    """What a task answered; what it moved is added here."""
+    value, moved = ray.get(answer)
+    tally.add(moved)
+    return value
 
 
 def _next(running: dict[ray.ObjectRef, int]) -> tuple[int, ray.ObjectRef]:

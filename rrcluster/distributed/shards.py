@@ -15,6 +15,8 @@ from torch import Tensor
 from rrcluster.config import ComputeSpec
 from rrcluster.core.shards import Shards
 from rrcluster.distributed.placement import MAX_RETRIES, worker_options
+from rrcluster.io import tally
+from rrcluster.io.tally import Tally
 
 R = TypeVar("R")
 PATIENCE_SECONDS = 60.0  # between words about holders that have no place yet
@@ -26,11 +28,13 @@ class BlockHolder:
 
     def __init__(self, load: Callable[[int], Tensor], blocks: Sequence[int]) -> None:
         torch.set_num_threads(1)
+        before = tally.total()
         self._blocks = {b: load(b) for b in blocks}
+        self._moved = tally.total() - before
 
-    def rows(self) -> dict[int, tuple[int, int]]:
-        """Shape of each block."""
-        return {b: (x.shape[0], x.shape[1]) for b, x in self._blocks.items()}
+    def rows(self) -> tuple[dict[int, tuple[int, int]], Tally]:
+        """Shape of each block, and what loading them moved."""
+        return {b: (x.shape[0], x.shape[1]) for b, x in self._blocks.items()}, self._moved
 
     def apply(self, block: int, function: Callable[[Tensor], Any]) -> Any:
         return function(self._blocks[block])
@@ -51,8 +55,9 @@ class RayShards(Shards):
                 "%d of %d fit workers wait for room on the cluster; if nothing else runs there, "
                 "lower compute.workers or compute.cpus_per_worker", len(waiting), len(asked)
             )  # fmt: skip
-        for found in ray.get(asked):
+        for found, moved in ray.get(asked):
             shapes |= found
+            tally.add(moved)
         self._shapes = [shapes[b] for b in range(len(self._holder_of))]
 
     @property

@@ -8,11 +8,13 @@ that is down), and encoders that die before they have encoded anything, again an
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from rrcluster.io.tally import Tally
 
 FRUITLESS_LIVES = 5  # of an encoder, above the encoders that there are
 POLL_SECONDS = 1.0
@@ -24,17 +26,26 @@ class Seen:
 
     fruitless: int = 0  # lives of encoders that ended, or have not yet encoded, since a batch was
     error: Exception | None = None  # the first that was no worker's death
-    assemblers_lost: int = 0
+    lives: int = 0  # of encoders
+    readings: int = 0  # of shards that were begun
+    moved: Tally = field(default_factory=Tally)  # by readers and assemblers
 
 
 class Ledger:
-    """Actor: a few words from each worker, none per row."""
+    """Actor: a few words from each worker and shard, none per row."""
 
     def __init__(self) -> None:
         self._seen = Seen()
 
     def begun(self) -> None:
         self._seen.fruitless += 1
+        self._seen.lives += 1
+
+    def reading(self) -> None:
+        self._seen.readings += 1
+
+    def move(self, part: Tally) -> None:
+        self._seen.moved += part
 
     def encoded(self) -> None:
         self._seen.fruitless = 0

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 
+from rrcluster.io import tally
+
 T = TypeVar("T")
 
 # Seconds between tries: two minutes in all, which is longer than a store's usual hiccup.
@@ -57,6 +59,7 @@ def persistently(call: Callable[[], T], pauses: Sequence[float] | None = None) -
         except Exception as error:
             if not passing(error):
                 raise
+        tally.tried_again()
         time.sleep(pause * _jitter.uniform(0.5, 1.5))
     return call()
 

@@ -13,6 +13,7 @@ import fsspec
 import xxhash
 from fsspec import AbstractFileSystem
 
+from rrcluster.io import tally
 from rrcluster.io.retry import SteadyFile, of_storage
 from rrcluster.io.store import LOCAL_PROTOCOLS, filesystem
 from rrcluster.records import BadReason, Shard, UserError
@@ -91,7 +92,9 @@ class Source:
 
     def read(self, size: int = -1) -> bytes:
         try:
-            return self._file.read(size)
+            content = self._file.read(size)
+            tally.read(len(content))
+            return content
         except Exception as error:
             self.failure = error
             raise

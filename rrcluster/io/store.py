@@ -25,6 +25,7 @@ import numpy.typing as npt
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from rrcluster.io import tally
 from rrcluster.io.retry import SteadyFile, persistently
 
 T = TypeVar("T")
@@ -142,11 +143,14 @@ class Store:
         return cast(BinaryIO, SteadyFile(self._fs[0], self.path(name)))
 
     def read_bytes(self, name: str) -> bytes:
-        return bytes(self._call(lambda fs: fs.cat_file(self.path(name))))
+        content = bytes(self._call(lambda fs: fs.cat_file(self.path(name))))
+        tally.read(len(content))
+        return content
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Publish ``content`` under ``name``: whole or not at all, replacing what was there."""
         path = self.path(name)
+        tally.written(len(content))
         if not self.is_local:
             self._call(lambda fs: fs.pipe_file(path, content))
             return
@@ -246,14 +250,16 @@ class Store:
     def read_npy(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Rows ``start:stop`` of an ``.npy`` file; only those bytes are read (mapped locally)."""
         if self.is_local:
-            array = np.load(self.path(name), mmap_mode="r", allow_pickle=False)
-            return cast(npt.NDArray[Any], array[start:stop])
+            array = np.load(self.path(name), mmap_mode="r", allow_pickle=False)[start:stop]
+            tally.read(array.nbytes)
+            return cast(npt.NDArray[Any], array)
         with self.open(name) as file:
             shape, dtype = npy_header(file)
             stop = shape[0] if stop is None else min(stop, shape[0])
             stride = dtype.itemsize * int(np.prod(shape[1:]))
             file.seek(start * stride, io.SEEK_CUR)
             content = file.read(max(stop - start, 0) * stride)
+        tally.read(len(content))
         return np.frombuffer(content, dtype).reshape(-1, *shape[1:])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rrcluster.io import tally
 from rrcluster.io.store import Store
 
 SCHEMA_VERSION = 1
@@ -135,7 +136,13 @@ def table_of(kind: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def read_table(store: Store, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     with store.open(name) as file:
-        return pq.read_table(file, columns=list(columns) if columns is not None else None)
+        parquet = pq.ParquetFile(file)
+        table = parquet.read(list(columns) if columns is not None else None)
+        groups = [parquet.metadata.row_group(g) for g in range(parquet.num_row_groups)]
+        chunks = [group.column(c) for group in groups for c in range(group.num_columns)]
+        wanted = [c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns]
+        tally.read(sum(chunk.total_compressed_size for chunk in wanted))
+    return table
 
 
 def num_rows(store: Store, name: str) -> int:

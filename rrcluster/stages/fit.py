@@ -12,6 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.io import tally
+from rrcluster.io.tally import Tally
 from rrcluster.stages.count import CURVE, FOREST, count
 from rrcluster.stages.refine import HISTORY, refine_cells
 from rrcluster.stages.run import Record, Run
@@ -28,39 +30,45 @@ def fit(run: Run, compute: Compute, record: Record, progress: Progress) -> None:
         marks = {"seed": SEEDS, "refine": HISTORY, "count": FOREST}
         record.stage_failed(next((n for n, m in marks.items() if not run.store.exists(m)), "count"))
         raise
-    for name, (seconds, counts) in found.items():
+    for name, (seconds, counts, moved) in found.items():
         if not record.is_done(name):
-            record.stage_done(name, seconds, counts)
+            record.stage_done(name, seconds, counts, moved)
     record.note("levels", found["count"][1]["levels"])
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The task that a coordinator runs; answers with (seconds, counts) of each stage."""
+    """The task that a coordinator runs; answers with (seconds, counts, moved) of each stage."""
 
     run: Run
 
-    def __call__(self, compute: Compute, progress: Progress) -> dict[str, tuple[float, Any]]:
+    def __call__(self, compute: Compute, progress: Progress) -> dict[str, tuple[float, Any, Tally]]:
         store, clock = self.run.store, time.monotonic
-        times = [clock()] * 4
+        times, moved = [clock()] * 4, [tally.total()] * 4
         if not store.exists(FOREST):
             index = store.read_json(INDEX)
             with compute.hold(LoadBlock.of(self.run), index["blocks"]) as shards:
                 seeds = seed(self.run, shards, progress)
-                times[1:] = [clock()] * 3
+                times[1:], moved[1:] = [clock()] * 3, [tally.total()] * 3
                 models = refine_cells(self.run, compute, shards, seeds, progress)
-                times[2:] = [clock()] * 2
+                times[2:], moved[2:] = [clock()] * 2, [tally.total()] * 2
                 count(self.run, shards, seeds, models, progress)
-                times[3] = clock()
+                times[3], moved[3] = clock(), tally.total()
         seconds = [b - a for a, b in pairwise(times)]
+        parts = [b - a for a, b in pairwise(moved)]
         curve, history = store.read_json(CURVE), store.read_json(HISTORY)
         accepted = sum(e["accepted"] for e in history)
         cells = len(read_tensors(store, SEEDS)["cells"])
         return {
-            "seed": (seconds[0], {"cells": cells, "leaves": len(curve["clusters"])}),
+            "seed": (seconds[0], {"cells": cells, "leaves": len(curve["clusters"])}, parts[0]),
             "refine": (
                 seconds[1],
                 {"cells": cells, "accepted": accepted, "refused": len(history) - accepted},
+                parts[1],
             ),
-            "count": (seconds[2], {"estimate": curve["estimate"], "levels": curve["chosen"]}),
+            "count": (
+                seconds[2],
+                {"estimate": curve["estimate"], "levels": curve["chosen"]},
+                parts[2],
+            ),
         }

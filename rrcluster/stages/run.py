@@ -15,10 +15,11 @@ from typing import Any
 
 from rrcluster import __version__
 from rrcluster.config import Config, as_made, identity, identity_hash, redacted
-from rrcluster.io import tables
+from rrcluster.io import tables, tally
 from rrcluster.io.current import current, manifest, manifest_name
 from rrcluster.io.manifest import corpus_fingerprint, list_shards
 from rrcluster.io.store import Store
+from rrcluster.io.tally import Tally
 from rrcluster.records import Shard, UserError
 
 log = logging.getLogger("rrcluster")
@@ -190,27 +191,33 @@ class Record:
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Time a stage; what the body puts into the yielded dictionary becomes its counts."""
         counts: dict[str, Any] = {}
-        earlier = self.content["stages"].get(name, {}).get("seconds", 0.0)
-        started = time.monotonic()
-        entry = {"status": "running", "seconds": earlier, "since": _now()}
+        earlier = self.content["stages"].get(name, {})
+        before = earlier.get("seconds", 0.0)
+        # Bytes and retries of attempts that ended before are lost with their workers' counts.
+        started, moved = time.monotonic(), tally.total()
+        entry = {"status": "running", "seconds": before, "since": _now()}
         self.content["stages"][name] = entry
         self.save()
         try:
             yield counts
         except BaseException:
-            seconds = earlier + time.monotonic() - started
+            seconds = before + time.monotonic() - started
             self.content["stages"][name] = {"status": "failed", "seconds": round(seconds, 3)}
             self.save()
             raise
-        self.stage_done(name, earlier + time.monotonic() - started, counts)
+        self.stage_done(name, before + time.monotonic() - started, counts, tally.total() - moved)
 
-    def stage_done(self, name: str, seconds: float, counts: Mapping[str, Any]) -> None:
+    def stage_done(
+        self, name: str, seconds: float, counts: Mapping[str, Any], moved: Tally | None = None
+    ) -> None:
+        """Record a stage; ``moved`` is what the attempt that ended it read, wrote, tried again."""
         entry: dict[str, Any] = {
             "status": "done",
             "seconds": round(seconds, 3),
             "counts": dict(counts),
             "rates": {},
             "gpu_hours": 0.0,
+            **(moved or Tally()).as_dict(),
         }
         self.content["stages"][name] = entry
         self.save()

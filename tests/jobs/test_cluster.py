@@ -263,3 +263,17 @@ def test_other_weights_under_the_same_name_are_refused(drawn, finished, tmp_path
     result = job("cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=[3,8]", *in_process())
     assert result.status == 2, result.err
     assert "other weights" in result.err
+
+
+def test_the_record_says_what_each_stage_read_and_wrote(finished, drawn) -> None:
+    stages = record(finished)["stages"]
+    corpus = sum(path.stat().st_size for path in drawn.glob("*.tar"))
+    assert corpus * 0.9 < stages["embed"]["bytes_read"] <= corpus * 1.1
+    for stage, folders in {
+        "embed": ("embeddings", "samples", "bad"),
+        "write": ("clusters",),
+    }.items():
+        written = sum(p.stat().st_size for f in folders for p in (finished / f).iterdir())
+        assert stages[stage]["bytes_written"] >= written > 0
+    assert stages["seed"]["bytes_read"] > 0
+    assert all(stage["retries"] == 0 for stage in stages.values())

@@ -1,0 +1,43 @@
+"""The cost model: by hand, and by what must hold however large the corpus is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from rrcluster.core.costs import Corpus, Fit, Pool, Rates, hours, job, kmeans_traffic, rate_traffic
+
+RATES = Rates(100.0, 400.0, 5e10, 5e9, 1e8, 500.0, 2000.0, 2e9)
+POOL = Pool("pool", 10, 8, 1, 1e9)
+
+
+def test_traffic_by_hand() -> None:
+    fit = Fit(rows=1000.0, block_rows=300.0, d=6, leaves=5, e=2)
+    assert kmeans_traffic(fit) == (4, 4 * 5 * 8 * 8)
+    assert rate_traffic(fit, 3) == (4, 4 * 3 * 8 * 7)
+
+
+def test_embedding_is_bound_by_what_is_slowest() -> None:
+    embed = job(Corpus(1e6), Fit(), POOL, RATES, 200.0)[1]
+    assert embed.busy["encoders"] == pytest.approx(1e6 / 1000)
+    assert embed.busy["decoding"] == pytest.approx(1e6 / (80 * 400))
+    assert embed.bound == "encoders"
+    slow = job(Corpus(1e6), Fit(), POOL, dataclasses.replace(RATES, decode=5.0), 200.0)[1]
+    assert slow.bound == "decoding"
+
+
+def test_the_fit_costs_the_same_for_any_corpus_above_its_rows() -> None:
+    small, large = (job(Corpus(n), Fit(), POOL, RATES, 200.0) for n in (1e8, 1e10))
+    for name in ("seed", "refine", "count", "caption"):
+        (a,), (b,) = ([s for s in stages if s.name == name] for stages in (small, large))
+        assert a == b
+
+
+def test_more_machines_stop_helping_where_one_process_hands_out_the_work() -> None:
+    stages = {}
+    for machines in (10, 100, 10_000):
+        pool = dataclasses.replace(POOL, machines=machines)
+        stages[machines] = job(Corpus(1e9), Fit(), pool, RATES, 200.0)
+    assert hours(stages[100]) < hours(stages[10]) / 5
+    assert stages[10_000][1].bound == "handing out tasks"
