@@ -193,24 +193,29 @@ class Record:
         counts: dict[str, Any] = {}
         earlier = self.content["stages"].get(name, {})
         before = earlier.get("seconds", 0.0)
-        # Bytes and retries of attempts that ended before are lost with their workers' counts.
-        started, moved = time.monotonic(), tally.total()
-        entry = {"status": "running", "seconds": before, "since": _now()}
+        moved = Tally(*(earlier.get(n, 0) for n in ("bytes_read", "bytes_written", "retries")))
+        # What an attempt that was killed had moved is lost with it.
+        started, at_start = time.monotonic(), tally.total()
+        entry = {"status": "running", "seconds": before, "since": _now(), **moved.as_dict()}
         self.content["stages"][name] = entry
         self.save()
         try:
             yield counts
         except BaseException:
             seconds = before + time.monotonic() - started
-            self.content["stages"][name] = {"status": "failed", "seconds": round(seconds, 3)}
+            moved += tally.total() - at_start
+            self.content["stages"][name] = {
+                "status": "failed", "seconds": round(seconds, 3), **moved.as_dict(),
+            }  # fmt: skip
             self.save()
             raise
-        self.stage_done(name, before + time.monotonic() - started, counts, tally.total() - moved)
+        moved += tally.total() - at_start
+        self.stage_done(name, before + time.monotonic() - started, counts, moved)
 
     def stage_done(
         self, name: str, seconds: float, counts: Mapping[str, Any], moved: Tally | None = None
     ) -> None:
-        """Record a stage; ``moved`` is what the attempt that ended it read, wrote, tried again."""
+        """Record a stage; ``moved`` is what its attempts read, wrote and tried again."""
         entry: dict[str, Any] = {
             "status": "done",
             "seconds": round(seconds, 3),
