@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray._private.internal_api import node_stats
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
@@ -54,7 +55,11 @@ class FaultyCluster:
         os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": object_store_memory},
+            head_node_args={
+                "num_cpus": 0,
+                "object_store_memory": object_store_memory,
+                "include_dashboard": False,
+            },
         )
         self._nodes = [self._add() for _ in range(nodes)]
         self.address: str = self._cluster.address
@@ -75,6 +80,22 @@ class FaultyCluster:
     def _raylet(node: Any) -> int:
         return int(node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid)
 
+    def object_store(self) -> int:
+        """Bytes in the stores of all nodes."""
+        used = 0
+        for node in [self._cluster.head_node, *self._nodes]:
+            found = node_stats(node.node_ip_address, node.node_manager_port, False)
+            used += found.store_stats.object_store_bytes_used
+        return used
+
+    def memory(self) -> dict[str, int]:
+        """The largest process of each role now: bytes of its own and its share of common pages."""
+        found: dict[str, int] = {}
+        for role in TITLES:
+            for pid in self.pids(role):
+                found[role] = max(found.get(role, 0), _proportional_bytes(pid))
+        return found
+
     def lose_node(self, chance: random.Random) -> None:
         """Kill a worker's raylet and all that runs under it; another machine takes its place."""
         node = self._nodes.pop(chance.randrange(len(self._nodes)))
@@ -89,6 +110,37 @@ class FaultyCluster:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return 1024 * int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+
+
+class Memory:
+    """Watches a cluster: ``peaks`` of the object stores and of the largest process of each role."""
+
+    def __init__(self, cluster: FaultyCluster) -> None:
+        self._cluster, self._ended = cluster, threading.Event()
+        self.peaks: dict[str, int] = {}
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.3):
+            now = self._cluster.memory() | {"object store": self._cluster.object_store()}
+            for name, value in now.items():
+                self.peaks[name] = max(self.peaks.get(name, 0), value)
+
+    def __enter__(self) -> Memory:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:

@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import s3fs
+
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
@@ -28,6 +30,7 @@ from faulty_cluster import (  # noqa: E402 - the tests' folder must be on the pa
     ROLES,
     FaultyCluster,
     Killer,
+    Memory,
     Outcome,
     command,
     differences,
@@ -35,11 +38,14 @@ from faulty_cluster import (  # noqa: E402 - the tests' folder must be on the pa
     small_disk,
 )
 from job_fixtures import SMALL  # noqa: E402
+from moto.server import ThreadedMotoServer  # noqa: E402
+from s3_faults import faulty_s3  # noqa: E402
 
 from rrcluster.io.drawn_corpus import draw_corpus  # noqa: E402
 
 KILLS = {"quick": 6, "long": 50}
 KILLS_PER_RUN = 7  # actors come back four times; more kills in one run would only test that bound
+SHARE_OF_FAULTS = 0.05  # of all requests to the failing store
 PAUSE = (0.3, 3.0)  # seconds between kills
 Rows = Iterator[dict[str, Any]]
 
@@ -56,7 +62,7 @@ class Bench:
         self.calm = folder / "calm"
         self.calm_seconds = self.run(self.calm, "compute=in_process").seconds
 
-    def run(self, run_dir: Path, *overrides: str, program: Sequence[str] = ()) -> Outcome:
+    def run(self, run_dir: Path | str, *overrides: str, program: Sequence[str] = ()) -> Outcome:
         """One attempt whose processes are left alone; ``program`` is the pipeline by default."""
         started = time.monotonic()
         settings = (*self.settings, f"run_dir={run_dir}", "compute.workers=2", *overrides)
@@ -166,11 +172,70 @@ def clock_jumps(bench: Bench) -> Rows:
     assert all(0 <= stage["seconds"] < 600 for stage in seconds.values()), seconds
 
 
+def failing_storage(bench: Bench) -> Rows:
+    """Corpus and run folder in a store that answers a part of all requests with a fault."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    upstream = f"http://{host}:{port}"
+    clean = {"key": "key", "secret": "secret", "client_kwargs": {"endpoint_url": upstream}}
+    s3 = s3fs.S3FileSystem(**clean)
+    s3.mkdir("faults")
+    for path in (bench.folder / "corpus").glob("*.tar"):
+        s3.put(str(path), f"faults/corpus/{path.name}")
+    case, run_dir = "failing storage", bench.folder / "s3-run"
+    with faulty_s3(upstream, SHARE_OF_FAULTS, seed=bench.seed) as proxy:
+        options = clean | {"client_kwargs": {"endpoint_url": proxy.endpoint}}
+        # botocore's own second tries are switched off: ours are tested.
+        options["config_kwargs"] = {"retries": {"max_attempts": 0}, "read_timeout": 5}
+        shown = json.dumps(options).replace('"', "")
+        found = bench.run(
+            "s3://faults/run", "compute=in_process", f"+corpus.storage_options={shown}",
+            "corpus.uri=s3://faults/corpus",
+        )  # fmt: skip
+        faults = sum(proxy.faults.values())
+        requests = len(proxy.requests)
+    s3.get("faults/run/", str(run_dir), recursive=True)
+    server.stop()
+    yield from bench.verdict(case, run_dir, found, share=SHARE_OF_FAULTS)
+    yield bench.row(case, "faults", faults, "requests", of=requests)
+    stages = json.loads((run_dir / "run.json").read_text())["stages"]
+    yield bench.row(case, "tried_again", sum(s["retries"] for s in stages.values()), "calls")
+
+
+def ten_times_the_corpus(bench: Bench) -> Rows:
+    """The same memory for ten times the images: peaks of the object store and of each role."""
+    with FaultyCluster(nodes=1) as cluster:
+        peaks = {}
+        for times in (1, 10):
+            corpus, run_dir = bench.folder / f"corpus-{times}", bench.folder / f"many-{times}"
+            draw_corpus(str(corpus), 240 * times, 40, 7, lambda *_, **__: None)
+            settings = (
+                f"corpus.uri={corpus}", f"run_dir={run_dir}", "k=[3,8]", *SMALL,
+                "seeding.fit_rows=200", f"compute.address={cluster.address}",
+                "compute.workers=1", "compute.coordinator_cpus=0",
+            )  # fmt: skip
+            with Memory(cluster) as memory:
+                found = disturbed_run(run_dir, Killer(cluster, (), 0, 0, PAUSE), settings)
+            assert found.status == 0, found.said[-4000:]
+            peaks[times] = memory.peaks
+            spilled = json.loads((run_dir / "run.json").read_text())["spilled_bytes"]
+            case = f"{times} × the corpus"
+            yield bench.row(case, "spilled", spilled, "bytes", images=240 * times)
+            for name, value in sorted(memory.peaks.items()):
+                yield bench.row(case, f"peak memory, {name}", value / 1e6, "MB", images=240 * times)
+        for name in sorted(peaks[1].keys() & peaks[10].keys()):
+            ratio = peaks[10][name] / max(peaks[1][name], 1)
+            yield bench.row("10 × against 1 ×", f"peak memory, {name}", ratio, "ratio")
+
+
 CASES: dict[str, Callable[[Bench], Rows]] = {
     "kills": kills,
     "full-run-folder": full_run_folder,
     "small-store": small_store_and_full_spill_folder,
     "clock": clock_jumps,
+    "storage": failing_storage,
+    "ten-times": ten_times_the_corpus,
 }
 
 
