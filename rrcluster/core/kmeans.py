@@ -1,7 +1,8 @@
-"""k-means, written once against the seam: it sees rows only as (count, sum, inertia) per centroid.
+"""k-means, written once against the seam: it sees rows only as (count, sum, squares) per centroid.
 
-Flat and top-down (each cell split on its own) are the same code: a row may only choose among the
-centroids of the cell that it belongs to, and the flat case has one cell.
+A fit anneals centroids on a bounded sample in one place (``core/anneal.py``) and then settles them
+by Lloyd's iterations over the blocks, wherever these are. Hierarchies of either direction
+(``core/hierarchy.py``) are made of such fits.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from rrcluster.core import keys
-from rrcluster.core.cells import nearest, routed
+from rrcluster.core.anneal import AnnealSpec, Space, annealed, unit
 from rrcluster.core.shards import Shards
-from rrcluster.core.tiles import TILE
 from rrcluster.records import setting
+
+SUM_ROWS = 4096  # rows labelled and summed at a time
+PROBE_ROWS = 4096  # on which it is seen how many rows move
+UNIT = 2.0**-24  # of squared norms in sums
+ALIKE = 1e-6  # mean squared distance below which rows count as equal
+Path = tuple[str | int, ...]
 
 
 @dataclass
-class SeedingSpec:
+class SeedingSpec(AnnealSpec):
     """Settings of the seeding stage: hierarchical k-means on a bounded sample."""
 
     fit_rows: int = setting(1_000_000, "rows that models are fitted on at most (hash-chosen)")
@@ -32,197 +38,164 @@ class SeedingSpec:
     cell_leaves: int = setting(
         256, "leaves of one subtree at most; beyond, a coarse level cuts cells"
     )
-    rows_per_centroid: int = setting(64, "rows per centroid that k-means++ chooses from")
-    iterations: int = setting(30, "Lloyd iterations at most")
-    tolerance: float = setting(1e-4, "stop when inertia falls by less than this share")
+    iterations: int = setting(30, "Lloyd iterations over the blocks at most")
+    tolerance: float = setting(1e-3, "settled when an iteration lowers inertia by less than this")
+    moved_share: float = setting(1e-3, "settled when fewer rows of a probe than this share move")
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """Cells and their leaves: ``leaves`` rows are sorted by ``cell_of_leaf``."""
+class Clusters:
+    """Centroids (k, d), and the rows' count (k,) and inertia (k,) in each in the last pass."""
 
-    cells: Float[Tensor, "c d"]
-    leaves: Float[Tensor, "k d"]
-    cell_of_leaf: Int[Tensor, " k"]
-
-    def of_cell(self, cell: int) -> Float[Tensor, "j d"]:
-        return self.leaves[self.cell_of_leaf == cell]
-
-
-def nearest_in_cell(
-    x: Float[Tensor, "n d"], seeds: Seeds
-) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """Index of the nearest leaf within the row's nearest cell, and its squared distance."""
-
-    def within(cell: int, rows: Tensor) -> tuple[Tensor, ...]:
-        leaf, squared = nearest(rows, seeds.of_cell(cell))
-        return leaf + int((seeds.cell_of_leaf < cell).sum()), squared
-
-    labels, squared = routed(seeds.cells, x, within)
-    return labels, squared
+    centroids: Float[Tensor, "k d"]
+    count: Float[Tensor, " k"]
+    inertia: Float[Tensor, " k"]
 
 
 @dataclass(frozen=True)
-class LeafSums:
-    """The statistic: count (k,), sum (k, d) and inertia (k,) of the rows nearest to each leaf."""
+class State:
+    """Where Lloyd's iterations stand before a pass: all that going on from there takes."""
 
-    seeds: Seeds
+    iteration: int
+    blocks: int
+    centroids: Float[Tensor, "k d"]
 
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        labels, squared = nearest_in_cell(x, self.seeds)
-        k, d = self.seeds.leaves.shape
-        total = torch.zeros(k, d)
-        for rows, label in zip(x.split(TILE), labels.split(TILE), strict=True):
-            total.index_add_(0, label, rows.float())
-        return {
-            "count": torch.bincount(labels, minlength=k),
-            "sum": total.double(),  # sums over blocks in float64: k·d numbers, not rows
-            "inertia": torch.bincount(labels, weights=squared.double(), minlength=k),
-        }
+
+OnPass = Callable[[State, float], None]
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """The statistic: count (k,), sum (k, d) and squared norms (k,) of the rows of each centroid.
+
+    All of float64 and exact in any order: float16 numbers are multiples of 2**-24, squared norms
+    are rounded to such, weights are whole numbers. (Exact up to 2**29 unit rows in a cluster.)
+    """
+
+    space: Space
+    centroids: Float[Tensor, "k d"]
+
+    def __call__(self, x: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+        k, d = self.centroids.shape
+        book = self.space.book(self.space.place(self.centroids))
+        sums = torch.zeros(k, d, dtype=torch.float64)
+        count, square = torch.zeros(2, k, dtype=torch.float64)
+        for start in range(0, len(x), SUM_ROWS):
+            tile = x[start : start + SUM_ROWS]
+            _, label, _ = book.label(tile)
+            rows = tile.float()
+            norms = (rows.square().sum(1) / UNIT).double().round() * UNIT
+            wide = rows.double()
+            weight = torch.ones(len(tile), dtype=torch.float64)
+            if weights is not None:
+                weight = weights[start : start + SUM_ROWS].double()
+                wide.mul_(weight[:, None])
+            sums.index_add_(0, label, wide)
+            count += torch.bincount(label, weights=weight, minlength=k)
+            square += torch.bincount(label, weights=weight * norms, minlength=k)
+        return {"count": count, "sum": sums, "square": square}
+
+
+def fit(
+    shards: Shards,
+    k: int,
+    spec: SeedingSpec,
+    seed: int,
+    path: Path = (),
+    on_pass: OnPass | None = None,
+    resume: State | None = None,
+) -> Clusters:
+    """Flat k-means: annealed on a bounded sample, settled over all blocks; no cluster is empty.
+
+    There are fewer than k where there are fewer distinct rows. ``on_pass(state, inertia)`` is told
+    the state before each pass and the mean squared distance; ``resume`` goes on from a state.
+    """
+    rows = shards.rows(k * spec.rows_per_centroid)
+    if resume is None:
+        start = annealed(rows, k, spec, seed, path, shards.workers)
+        resume = State(0, _first_blocks(shards, k, spec), start)
+    found = lloyd(shards, resume, spec, seed, path, on_pass)
+    kept = found.count > 0  # what stayed empty holds no distinct row
+    return Clusters(found.centroids[kept], found.count[kept], found.inertia[kept])
 
 
 def lloyd(
     shards: Shards,
-    seeds: Seeds,
+    state: State,
     spec: SeedingSpec,
     seed: int,
-    on_iteration: Callable[[int, float], None] | None = None,
-) -> tuple[Seeds, Tensor]:
-    """Lloyd's iterations until the inertia settles: the seeds and the count of rows per leaf (k,).
+    path: Path = (),
+    on_pass: OnPass | None = None,
+) -> Clusters:
+    """Lloyd's iterations until few rows of a probe move, or updates win little of the inertia.
 
-    A leaf that empties is put beside the leaf of the largest inertia of its cell, on a line
-    through it in a seeded direction (the split of a large cluster).
+    They run on the first blocks while those tell enough, on twice as many each time they settle
+    (nested batches, Newling and Fleuret 2016), and settle on all. A centroid without rows is put
+    beside the one of most inertia, in a seeded direction.
     """
-    before = float("inf")
-    for iteration in range(spec.iterations):
-        sums = shards.reduce(LeafSums(seeds))
-        inertia = float(sums["inertia"].sum())
-        if on_iteration is not None:
-            on_iteration(iteration, inertia / shards.num_rows)
-        empty = bool((sums["count"] == 0).any())
-        if before - inertia <= spec.tolerance * inertia and not (empty and iteration < 5):
-            break
-        before = inertia
-        seeds = Seeds(seeds.cells, _update(seeds, sums, seed, iteration), seeds.cell_of_leaf)
-    return seeds, sums["count"]
+    space = Space.of(shards.rows(PROBE_ROWS))
+    probe = shards.head(PROBE_ROWS)
+    total = len(shards.rows_per_block)
+    labels = _labels(space, state.centroids, probe)
+    while True:
+        sums = shards.total(ClusterSums(space, state.centroids), state.blocks)
+        before = _inertia(sums, state.centroids)
+        if on_pass is not None:
+            on_pass(state, float(before.sum() / sums["count"].sum()))
+        means = _means(sums, state.centroids, spec)
+        found = Clusters(means, sums["count"], _inertia(sums, means))
+        earlier, labels = labels, _labels(space, means, probe)
+        moved = float((earlier != labels).double().mean())
+        won = float((before - found.inertia).sum())
+        settled = won <= spec.tolerance * float(before.sum()) or moved <= spec.moved_share
+        if bool((found.count == 0).any()) and state.iteration < 5:
+            settled = False
+        everything = state.blocks == total
+        if (settled and everything) or state.iteration + 1 >= spec.iterations:
+            return found
+        blocks = min(2 * state.blocks, total) if settled else state.blocks
+        refilled = _refilled(found, seed, (*path, "refill", state.iteration))
+        state = State(state.iteration + 1, blocks, refilled)
 
 
-def _update(seeds: Seeds, sums: dict[str, Tensor], seed: int, iteration: int) -> Tensor:
-    count = sums["count"]
-    means = (sums["sum"] / count.clamp_min(1)[:, None]).float()
-    spread = sums["inertia"].clone()
-    for leaf in (count == 0).nonzero()[:, 0].tolist():
-        inside = seeds.cell_of_leaf == seeds.cell_of_leaf[leaf]
-        widest = int(torch.where(inside, spread, torch.full_like(spread, -1.0)).argmax())
-        if count[widest] < 2 or spread[widest] <= 0:
-            means[leaf] = seeds.leaves[leaf]  # nothing to split: fewer distinct rows than leaves
-            continue
-        step = torch.randn(means.shape[1], generator=keys.generator(seed, "split", iteration, leaf))
-        radius = float((spread[widest] / count[widest]).sqrt())
-        step *= 0.5 * radius / step.norm()
-        means[leaf], means[widest] = means[widest] + step, means[widest] - step
+def _first_blocks(shards: Shards, k: int, spec: SeedingSpec) -> int:
+    """Blocks that the first pass runs on: all after annealing, which was the cheap part."""
+    sizes = shards.rows_per_block
+    if spec.epochs > 0:
+        return len(sizes)
+    held = torch.tensor(sizes).cumsum(0)
+    return min(int((held < k * spec.rows_per_centroid).sum()) + 1, len(sizes))
+
+
+def _labels(space: Space, centroids: Tensor, x: Tensor) -> Tensor:
+    book = space.book(space.place(centroids))
+    return torch.cat([book.label(tile)[1] for tile in x.split(SUM_ROWS)])
+
+
+def _inertia(sums: dict[str, Tensor], centroids: Tensor) -> Tensor:
+    """Σ |x − c|² of the rows of each centroid = Σ|x|² − 2 c·Σx + n |c|², float64 (k,)."""
+    c = centroids.double()
+    cross = (c * sums["sum"]).sum(1)
+    return (sums["square"] - 2 * cross + sums["count"] * c.square().sum(1)).clamp_min(0)
+
+
+def _means(sums: dict[str, Tensor], centroids: Tensor, spec: SeedingSpec) -> Tensor:
+    """The means of the rows, of unit length where the metric is spherical; empty ones stay."""
+    means = (sums["sum"] / sums["count"].clamp_min(1)[:, None]).float()
+    means = unit(means) if spec.metric == "spherical" else means
+    return torch.where((sums["count"] > 0)[:, None], means, centroids)
+
+
+def _refilled(found: Clusters, seed: int, path: Path) -> Tensor:
+    """The centroids, the empty ones moved beside those of most inertia."""
+    centroids, spread = found.centroids.clone(), found.inertia.clone()
+    for empty in (found.count == 0).nonzero()[:, 0].tolist():
+        widest = int(spread.argmax())
+        if found.count[widest] < 2 or spread[widest] <= ALIKE * found.count[widest]:
+            break  # nothing to split: fewer distinct rows than centroids
+        step = torch.randn(centroids.shape[1], generator=keys.generator(seed, *path, empty))
+        step *= 0.5 * float((spread[widest] / found.count[widest]).sqrt()) / step.norm()
+        centroids[empty] = centroids[widest] + step
+        centroids[widest] -= step
         spread[widest] /= 4
-    return means
-
-
-def plus_plus(x: Float[Tensor, "m d"], k: int, generator: torch.Generator) -> Float[Tensor, "k d"]:
-    """k-means++ (Arthur and Vassilvitskii 2007): k rows of x, each drawn by squared distance."""
-    x = x.float()
-    chosen = [int(torch.randint(len(x), (1,), generator=generator))]
-    squared = (x - x[chosen[0]]).square().sum(1)
-    for _ in range(1, k):
-        total = float(squared.sum())
-        draw = torch.rand(1, generator=generator)
-        if total <= 0:  # fewer distinct rows than k: repeat rows; Lloyd leaves them empty
-            chosen.append(int(draw * len(x)))
-            continue
-        row = int(torch.searchsorted(squared.cumsum(0), draw * squared.sum()).clamp_max(len(x) - 1))
-        chosen.append(row)
-        squared = torch.minimum(squared, (x - x[row]).square().sum(1))
-    return x[chosen]
-
-
-def hierarchical(
-    shards: Shards,
-    leaves: int,
-    spec: SeedingSpec,
-    seed: int,
-    on_iteration: Callable[[int, int, float], None] | None = None,
-    cells: Tensor | None = None,
-    on_cells: Callable[[Tensor], None] | None = None,
-) -> Seeds:
-    """Top-down k-means: one cell if ``leaves`` is small, else cells that split on their own.
-
-    ``cells`` (c, d) resumes from a finished coarse level; ``on_cells`` receives it when it is new.
-    Leaves are given to cells in proportion to their rows.
-    """
-    num_cells = -(-leaves // spec.cell_leaves)
-    report = on_iteration or (lambda level, iteration, inertia: None)
-    if num_cells == 1:
-        cells = torch.zeros(1, shards.width)
-        share = torch.tensor([leaves])
-    else:
-        if cells is None:
-            sample = shards.head(num_cells * spec.rows_per_centroid)
-            start = plus_plus(sample, num_cells, keys.generator(seed, "kmeans++", 0))
-            one = Seeds(torch.zeros(1, shards.width), start, torch.zeros(num_cells).long())
-            found, _ = lloyd(shards, one, spec, seed, lambda i, v: report(0, i, v))
-            cells = found.leaves
-            if on_cells is not None:
-                on_cells(cells)
-        sizes = shards.reduce(_CellSizes(cells))["count"]
-        share = apportion(sizes, leaves)
-    sample = shards.head(leaves * spec.rows_per_centroid)
-    home, _ = nearest(sample, cells)
-    starts = []
-    for cell, count in enumerate(share.tolist()):
-        rows = sample[home == cell]
-        if count and len(rows) == 0:
-            rows = cells[cell][None]
-        if count:
-            starts.append(plus_plus(rows, count, keys.generator(seed, "kmeans++", 1, cell)))
-    cell_of_leaf = torch.repeat_interleave(torch.arange(num_cells), share)
-    seeds, counts = lloyd(
-        shards,
-        Seeds(cells, torch.cat(starts), cell_of_leaf),
-        spec,
-        seed,
-        lambda i, v: report(1, i, v),
-    )
-    kept = counts > 0  # leaves that stayed empty hold no distinct row
-    return Seeds(seeds.cells, seeds.leaves[kept], seeds.cell_of_leaf[kept])
-
-
-@dataclass(frozen=True)
-class _CellSizes:
-    cells: Tensor
-
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        labels, _ = nearest(x, self.cells)
-        return {"count": torch.bincount(labels, minlength=len(self.cells))}
-
-
-def apportion(sizes: Int[Tensor, " c"], total: int) -> Int[Tensor, " c"]:
-    """``total`` shared in proportion to ``sizes`` by largest remainders, at least 1 where size > 0.
-
-    No cell gets more than its size. Sums to ``min(total, sizes.sum())``, or to the number of
-    non-empty cells when that is larger.
-    """
-    total = min(total, int(sizes.sum()))
-    exact = sizes.double() * total / sizes.sum().clamp_min(1)
-    share = torch.minimum(exact.floor().long().clamp_min(1), sizes)
-    while int(share.sum()) != total:
-        gap = total - int(share.sum())
-        rest = exact - share
-        if gap > 0:
-            rest = torch.where(share < sizes, rest, torch.full_like(rest, -float("inf")))
-            best = rest.argsort(descending=True, stable=True)[:gap]
-            share[best[torch.isfinite(rest[best])]] += 1
-        else:
-            rest = torch.where(share > 1, rest, torch.full_like(rest, float("inf")))
-            worst = rest.argsort(stable=True)[:-gap]
-            worst = worst[torch.isfinite(rest[worst])]
-            if len(worst) == 0:
-                break
-            share[worst] -= 1
-    return share
+    return centroids

@@ -13,17 +13,67 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 R = TypeVar("R")
-Statistic = Callable[[Tensor], dict[str, Tensor]]
+Statistic = Callable[..., dict[str, Tensor]]
+
+
+class Rows:
+    """Rows (n, d) float16 in key order, in parts that are not joined, with weights or without.
+
+    A range of them is a uniform sample of its size: the key is a hash.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> None:
+        self._parts = [x for x in parts if len(x)] or list(parts[:1])
+        self._weights = None if weights is None else [w for w in weights if len(w)]
+        self._ends = [0]
+        for x in self._parts:
+            self._ends.append(self._ends[-1] + len(x))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def mean_weight(self) -> float:
+        """The mean weight of the rows; 1 without weights."""
+        if self._weights is None:
+            return 1.0
+        return sum(float(w.double().sum()) for w in self._weights) / len(self)
+
+    def batch(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """``count`` rows from ``start`` on, past the end from the first again; their weights."""
+        start %= max(len(self), 1)
+        x, weights = self._range(start, min(start + count, len(self)))
+        if len(x) == count or len(x) == len(self) or start == 0:
+            return x, weights
+        more, others = self._range(0, min(count - len(x), start))
+        both = None if weights is None or others is None else torch.cat([weights, others])
+        return torch.cat([x, more]), both
+
+    def _range(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        found, weights = [], []
+        for number, (first, last) in enumerate(pairwise(self._ends)):
+            if first < stop and start < last:
+                inside = slice(max(start - first, 0), stop - first)
+                found.append(self._parts[number][inside])
+                if self._weights is not None:
+                    weights.append(self._weights[number][inside])
+        if not found:
+            return self._parts[0][:0], None if self._weights is None else torch.zeros(0)
+        x = found[0] if len(found) == 1 else torch.cat(found)
+        return x, torch.cat(weights) if weights else None
 
 
 class Shards(ABC):
-    """Blocks of unit rows, held somewhere."""
+    """Blocks of unit rows, held somewhere; ``workers`` of them are worked on at a time."""
+
+    workers: int = 1
 
     @property
     @abstractmethod
@@ -36,8 +86,11 @@ class Shards(ABC):
         """d, the width of the rows."""
 
     @abstractmethod
-    def map(self, function: Callable[[Tensor], R]) -> Iterable[R]:
-        """``function(x)`` of each block's rows x (n, d) float16, in block order."""
+    def map(self, function: Callable[..., R], blocks: int | None = None) -> Iterable[R]:
+        """``function(x)`` of the rows x (n, d) float16 of each of the first blocks, in order.
+
+        ``function(x, weights)`` where the blocks carry weights (n,), whole numbers.
+        """
 
     @property
     def num_rows(self) -> int:
@@ -48,32 +101,58 @@ class Shards(ABC):
         """The sum over blocks of a dictionary of tensors, added in block order."""
         total: dict[str, Tensor] = {}
         for part in self.map(statistic):
-            for name, value in part.items():
-                total[name] = total[name] + value if name in total else value
+            total = plus(total, part)
+        return total
+
+    def total(self, statistic: Statistic, blocks: int | None = None) -> dict[str, Tensor]:
+        """The sum over the first ``blocks`` blocks (None: all) of a statistic whose sums are exact.
+
+        Sums of whole numbers, or of float64 multiples of one small unit, are the same bits in any
+        order; so they may be added where the blocks are, and then in a tree. Use ``reduce`` for
+        anything else.
+        """
+        total: dict[str, Tensor] = {}
+        for part in self.map(statistic, blocks):
+            total = plus(total, part)
         return total
 
     @abstractmethod
-    def prefix(self, block: int, rows: int) -> Tensor:
-        """The first ``rows`` rows of one block, (<= rows, d) float16."""
+    def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        """The first ``rows`` rows of one block, (<= rows, d) float16, and their weights if any."""
+
+    def rows(self, count: int) -> Rows:
+        """The first ``count`` rows in key order: a uniform sample without replacement."""
+        parts: list[Tensor] = []
+        weights: list[Tensor] = []
+        for block, size in enumerate(self.rows_per_block):
+            x, weight = self.prefix(block, min(size, count))
+            parts.append(x)
+            if weight is not None:
+                weights.append(weight)
+            count -= len(x)
+            if count <= 0:
+                break
+        return Rows(parts, weights or None)
 
     def head(self, rows: int) -> Tensor:
-        """The first ``rows`` rows in key order: a uniform sample without replacement, (m, d)."""
-        parts: list[Tensor] = []
-        for block, size in enumerate(self.rows_per_block):
-            parts.append(self.prefix(block, min(size, rows)))
-            rows -= len(parts[-1])
-            if rows <= 0:
-                break
-        return torch.cat(parts)
+        """The first ``rows`` rows in key order, (m, d), without their weights."""
+        return self.rows(rows).batch(0, rows)[0]
 
 
 class MemoryShards(Shards):
-    """Blocks in this process; ``workers`` threads take one block each at a time."""
+    """Blocks in this process, with weights or without; ``workers`` threads take a block each."""
 
-    def __init__(self, blocks: Sequence[Tensor], workers: int = 1) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Tensor],
+        workers: int = 1,
+        weights: Sequence[Tensor] | None = None,
+    ) -> None:
         if not blocks:
             raise ValueError("a fit needs at least one block")
-        self._blocks, self._workers = list(blocks), workers
+        if len({x.shape[1] for x in blocks}) > 1:
+            raise ValueError(f"blocks of different widths: {[tuple(x.shape) for x in blocks]}")
+        self._blocks, self.workers, self._weights = list(blocks), workers, weights
 
     @property
     def rows_per_block(self) -> list[int]:
@@ -83,18 +162,31 @@ class MemoryShards(Shards):
     def width(self) -> int:
         return self._blocks[0].shape[1]
 
-    def map(self, function: Callable[[Tensor], R]) -> Iterable[R]:
-        if self._workers == 1 or len(self._blocks) == 1:
-            yield from map(function, self._blocks)
+    def map(self, function: Callable[..., R], blocks: int | None = None) -> Iterable[R]:
+        count = len(self._blocks) if blocks is None else blocks
+        if self.workers == 1 or count == 1:
+            yield from (function(*self._block(b)) for b in range(count))
             return
-        ahead = 2 * self._workers  # answers may be large: only so many wait to be taken
-        with ThreadPoolExecutor(self._workers) as pool:
-            running = deque(pool.submit(function, x) for x in self._blocks[:ahead])
-            for block in range(len(self._blocks)):
+        ahead = 2 * self.workers  # answers may be large: only so many wait to be taken
+        with ThreadPoolExecutor(self.workers) as pool:
+            running = deque(
+                pool.submit(function, *self._block(b)) for b in range(min(ahead, count))
+            )
+            for block in range(count):
                 answer = running.popleft().result()
-                if block + ahead < len(self._blocks):
-                    running.append(pool.submit(function, self._blocks[block + ahead]))
+                if block + ahead < count:
+                    running.append(pool.submit(function, *self._block(block + ahead)))
                 yield answer
 
-    def prefix(self, block: int, rows: int) -> Tensor:
-        return self._blocks[block][:rows]
+    def _block(self, block: int) -> tuple[Tensor, ...]:
+        x = self._blocks[block]
+        return (x,) if self._weights is None else (x, self._weights[block])
+
+    def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        weights = None if self._weights is None else self._weights[block][:rows]
+        return self._blocks[block][:rows], weights
+
+
+def plus(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of two answers of a statistic; an empty one is zero."""
+    return {name: total[name] + value if total else value for name, value in part.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rrcluster.config import ComputeSpec
-from rrcluster.core.shards import Shards
+from rrcluster.core.shards import Shards, Statistic, plus
 from rrcluster.distributed.placement import MAX_RETRIES, worker_options
 from rrcluster.io import tally
 from rrcluster.io.tally import Tally
@@ -42,12 +43,24 @@ class BlockHolder:
     def prefix(self, block: int, rows: int) -> Tensor:
         return self._blocks[block][:rows].clone()
 
+    def total(self, blocks: int, function: Callable[[Tensor], Any]) -> dict[str, Tensor]:
+        """The sum over this holder's blocks with numbers below ``blocks``."""
+        sums: dict[str, Tensor] = {}
+        for block, x in self._blocks.items():
+            if block < blocks:
+                sums = plus(sums, function(x))
+        return sums
+
+    def plus(self, one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+        return plus(one, other)
+
 
 class RayShards(Shards):
     """Blocks in actors; see ``hold``."""
 
     def __init__(self, holders: Sequence[Any], holder_of_block: Sequence[int]) -> None:
         self._holders, self._holder_of = list(holders), list(holder_of_block)
+        self.workers = min(len(self._holders), os.cpu_count() or 1)  # threads of this process
         shapes: dict[int, tuple[int, int]] = {}
         asked = [h.rows.remote() for h in self._holders]
         while waiting := ray.wait(asked, num_returns=len(asked), timeout=PATIENCE_SECONDS)[1]:
@@ -68,10 +81,10 @@ class RayShards(Shards):
     def width(self) -> int:
         return self._shapes[0][1]
 
-    def map(self, function: Callable[[Tensor], R]) -> Iterator[R]:
+    def map(self, function: Callable[..., R], blocks: int | None = None) -> Iterator[R]:
         sent = ray.put(function)  # once, however many blocks read it
         running: deque[Any] = deque()
-        for block, holder in enumerate(self._holder_of):
+        for block, holder in enumerate(self._holder_of[:blocks]):
             # Answers may be large and wait in the object store: only so many are asked for ahead.
             if len(running) == 2 * len(self._holders):
                 yield ray.get(running.popleft())
@@ -79,9 +92,32 @@ class RayShards(Shards):
         while running:
             yield ray.get(running.popleft())
 
-    def prefix(self, block: int, rows: int) -> Tensor:
-        found: Tensor = ray.get(self._holders[self._holder_of[block]].prefix.remote(block, rows))
+    def total(self, statistic: Statistic, blocks: int | None = None) -> dict[str, Tensor]:
+        """Added on each holder, then in a tree of holders; the driver gets one answer."""
+        count = len(self._holder_of) if blocks is None else blocks
+        sent = ray.put(statistic)
+        for attempt in range(MAX_RETRIES + 1):
+            try:
+                return self._added(sent, count)
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+                if attempt == MAX_RETRIES:
+                    raise  # a holder that was lost is back with its blocks at the next attempt
+        raise AssertionError("the loop returns or raises")
+
+    def _added(self, sent: Any, count: int) -> dict[str, Tensor]:
+        parts = [(h, h.total.remote(count, sent)) for h in self._holders[:count]]
+        while len(parts) > 1:
+            paired = [
+                (holder, holder.plus.remote(one, other))
+                for (holder, one), (_, other) in zip(parts[::2], parts[1::2], strict=False)
+            ]
+            parts = paired + parts[2 * len(paired) :]
+        found: dict[str, Tensor] = ray.get(parts[0][1])
         return found
+
+    def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        found: Tensor = ray.get(self._holders[self._holder_of[block]].prefix.remote(block, rows))
+        return found, None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from rrcluster.core.count import (
     resampled,
 )
 from rrcluster.core.forest import Forest, levels_for, nested_paths
-from rrcluster.core.kmeans import Seeds
+from rrcluster.core.hierarchy import Seeds
 from rrcluster.core.model import CellModel
 from rrcluster.core.shards import MemoryShards, Shards
 from rrcluster.io.store import Store

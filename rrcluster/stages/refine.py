@@ -5,23 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from rrcluster.compute import Compute, Progress
-from rrcluster.core.cells import nearest
 from rrcluster.core.gate import GateEvent
-from rrcluster.core.kmeans import Seeds
+from rrcluster.core.hierarchy import Seeds, whole_blocks
 from rrcluster.core.model import CellModel
 from rrcluster.core.refine import refine
-from rrcluster.core.shards import MemoryShards, Shards
+from rrcluster.core.shards import Shards
 from rrcluster.io.store import Store
+from rrcluster.stages.cells import rows_of_cell, split_by_cell
 from rrcluster.stages.run import Run
 from rrcluster.stages.seed import finest
-from rrcluster.stages.select import LoadBlock
 from rrcluster.stages.tensors import read_tensors, write_tensors
 
-ROWS = "model/seed/rows-{:05d}.npy"
 HISTORY = "model/refine/history.json"
 
 
@@ -30,14 +25,13 @@ def refine_cells(
 ) -> list[CellModel]:
     """Refine each subtree. One cell runs on the held blocks; many run in parallel, each whole."""
     cells = len(seeds.cells)
-    work = RefineCell(run, seeds, LoadBlock.of(run).blocks)
+    work = RefineCell(run, seeds)
     if cells == 1:
         work.publish(0, shards, progress)
     else:
         todo = [c for c in range(cells) if not run.store.exists(_cell_name(c))]
-        blocks = list(range(work.blocks))
-        for _ in compute.map(SplitByCell(LoadBlock.of(run), seeds), blocks if todo else []):
-            pass
+        if todo:
+            split_by_cell(run, compute, seeds.cells)
         for done, _ in enumerate(compute.map(work, todo), cells - len(todo) + 1):
             progress("refine", done, cells, "subtrees")
     history = [e for c in range(cells) for e in run.store.read_json(_history_name(c))]
@@ -46,42 +40,15 @@ def refine_cells(
 
 
 @dataclass(frozen=True)
-class SplitByCell:
-    """The rows of one block, sorted by cell, so that a cell reads only its slices."""
-
-    load: LoadBlock
-    seeds: Seeds
-
-    def __call__(self, block: int) -> int:
-        x = self.load(block)
-        cell, _ = nearest(x, self.seeds.cells)
-        order = cell.argsort(stable=True)
-        ends = torch.bincount(cell, minlength=len(self.seeds.cells)).cumsum(0)
-        name = ROWS.format(block)
-        self.load.store.write_npy(f"{name}.ends.npy", ends.numpy())
-        self.load.store.write_npy(name, x[order].numpy())
-        return len(x)
-
-
-@dataclass(frozen=True)
 class RefineCell:
     """Refine one subtree and publish its model; the history comes first, the model last."""
 
     run: Run
     seeds: Seeds
-    blocks: int
 
     def __call__(self, cell: int) -> int:
-        rows = []
-        for block in range(self.blocks):
-            name = ROWS.format(block)
-            ends = self.run.store.read_npy(f"{name}.ends.npy")
-            start = int(ends[cell - 1]) if cell else 0
-            part = self.run.store.read_npy(name, start, int(ends[cell]))
-            rows.append(torch.from_numpy(np.array(part)))
-        size = self.run.config.seeding.block_rows
-        x = torch.cat(rows)
-        self.publish(cell, MemoryShards(list(x.split(size)) or [x]))
+        rows = rows_of_cell(self.run.store, cell)
+        self.publish(cell, whole_blocks(rows, self.run.config.seeding))
         return cell
 
     def publish(self, cell: int, shards: Shards, progress: Progress | None = None) -> None:

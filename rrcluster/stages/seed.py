@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from rrcluster.compute import Progress
-from rrcluster.core.kmeans import SeedingSpec, Seeds, hierarchical
+import torch
+from torch import Tensor
+
+from rrcluster.compute import Compute, Progress
+from rrcluster.core.hierarchy import Seeds, leaves_of_cell, top_down, whole_blocks
+from rrcluster.core.kmeans import SeedingSpec, State
 from rrcluster.core.shards import Shards
+from rrcluster.io.store import Store
 from rrcluster.records import UserError
+from rrcluster.stages.cells import rows_of_cell, split_by_cell
 from rrcluster.stages.run import Run
 from rrcluster.stages.tensors import read_tensors, write_tensors
 
 SEEDS = "model/seed/seeds.safetensors"
 CELLS = "model/seed/cells.safetensors"
+LEAVES = "model/seed/leaves-{:05d}.safetensors"
+STATE = "model/seed/passes.safetensors"
+CHECKPOINT_PASSES = 3  # Lloyd passes between two that are kept
 
 
 def leaves_wanted(k: str | int | list[int], rows: int, spec: SeedingSpec) -> int:
@@ -33,25 +44,45 @@ def finest(k: Any) -> int | None:
     return int(k[-1] if isinstance(k, list) else k)
 
 
-def seed(run: Run, shards: Shards, progress: Progress) -> Seeds:
-    """Hierarchical k-means; the coarse level is kept as soon as it is done."""
+def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seeds:
+    """Hierarchical k-means; kept are the coarse level, each cell's leaves, and every few passes."""
     store, spec = run.store, run.config.seeding
     if store.exists(SEEDS):
         return Seeds(**read_tensors(store, SEEDS))
     cells = read_tensors(store, CELLS)["cells"] if store.exists(CELLS) else None
 
+<<<<<<< HEAD
     def report(level: int, iteration: int, inertia: float) -> None:
         progress("seed", iteration, spec.iterations, f"level {level}, inertia {inertia:.4f}",
                  inertia=inertia)  # fmt: skip
+=======
+    def note(state: State, inertia: float) -> None:
+        rows = sum(shards.rows_per_block[: state.blocks])
+        words = f"pass over {rows:,} rows, {len(state.centroids):,} centroids"
+        progress("seed", state.iteration, spec.iterations, f"{words}, inertia {inertia:.4f}")
+        if state.iteration and state.iteration % CHECKPOINT_PASSES == 0:
+            numbers = torch.tensor([state.iteration, state.blocks])
+            write_tensors(store, STATE, {"state": numbers, "centroids": state.centroids})
+>>>>>>> ba243c9 (Seeds: annealed mini-batches on a grid of whole numbers, exact sums that add in any order, cells fitted in parallel)
 
-    seeds = hierarchical(
+    def fit_cells(cells: Tensor, shares: Tensor) -> Iterator[Tensor]:
+        split_by_cell(run, compute, cells)
+        work = FitCell(run, cells, shares)
+        todo = [c for c in range(len(cells)) if not store.exists(LEAVES.format(c))]
+        for done, _ in enumerate(compute.map(work, todo), len(cells) - len(todo) + 1):
+            progress("seed", done, len(cells), "cells")
+        return (read_tensors(store, LEAVES.format(c))["leaves"] for c in range(len(cells)))
+
+    seeds = top_down(
         shards,
         leaves_wanted(run.config.k, shards.num_rows, spec),
         spec,
         run.config.seed,
-        report,
+        note,
         cells,
+        _state(store) if cells is None else None,
         lambda found: write_tensors(store, CELLS, {"cells": found}),
+        fit_cells,
     )
     wanted = finest(run.config.k)
     if wanted is not None and len(seeds.leaves) < wanted:
@@ -60,3 +91,29 @@ def seed(run: Run, shards: Shards, progress: Progress) -> Seeds:
         )
     write_tensors(store, SEEDS, vars(seeds))
     return seeds
+
+
+@dataclass(frozen=True)
+class FitCell:
+    """Map: publish the leaves of one cell, split on its own."""
+
+    run: Run
+    cells: Tensor
+    shares: Tensor
+
+    def __call__(self, cell: int) -> int:
+        store, spec = self.run.store, self.run.config.seeding
+        rows = whole_blocks(rows_of_cell(store, cell), spec)
+        share = int(self.shares[cell])
+        found = leaves_of_cell(rows, cell, self.cells[cell], share, spec, self.run.config.seed)
+        write_tensors(store, LEAVES.format(cell), {"leaves": found})
+        return cell
+
+
+def _state(store: Store) -> State | None:
+    """The last pass that was kept, if any."""
+    if not store.exists(STATE):
+        return None
+    found = read_tensors(store, STATE)
+    iteration, blocks = found["state"].tolist()
+    return State(iteration, blocks, found["centroids"])

@@ -16,7 +16,8 @@ from shards_contract import ShardsContract
 from pipelines.cluster import cluster
 from rrcluster.compute import silent
 from rrcluster.config import load
-from rrcluster.core.kmeans import SeedingSpec, hierarchical
+from rrcluster.core.hierarchy import top_down
+from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.shards import MemoryShards
 from rrcluster.records import UserError
 
@@ -55,9 +56,9 @@ def test_a_users_mistake_on_a_worker_reaches_the_user_as_itself(ray_compute) -> 
 
 def test_kmeans_on_actors_gives_the_bits_of_kmeans_in_memory(ray_compute) -> None:
     spec = SeedingSpec(cell_leaves=4)
-    here = hierarchical(MemoryShards([make_block(b) for b in range(6)]), 10, spec, 1)
+    here = top_down(MemoryShards([make_block(b) for b in range(6)]), 10, spec, 1)
     with ray_compute.hold(make_block, 6) as shards:
-        there = hierarchical(shards, 10, spec, 1)
+        there = top_down(shards, 10, spec, 1)
     assert torch.equal(here.leaves, there.leaves)
     assert torch.equal(here.cell_of_leaf, there.cell_of_leaf)
 

@@ -1,0 +1,191 @@
+"""The fit on one device: spread-out starting rows, then annealed mini-batches.
+
+A mini-batch moves the centroid of its m_j rows with mean b_j by an exponential average,
+
+    c_j ← (1 − w_j) c_j + w_j b_j,   w_j = 1 − (1 − η)^{m_j},
+
+with η falling from ``anneal_rate`` to 0 by a cosine. A centroid whose running share of the inertia
+falls below ``split_below`` of the average is put beside the centroid with the largest share: those
+jumps leave the local minima in which Lloyd's iterations end. Rows come in key order, so a batch is
+a range of hash keys: it does not depend on shards or workers.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rrcluster.core import keys
+from rrcluster.core.cells import nearest
+from rrcluster.core.grid import Codebook, Grid
+from rrcluster.core.shards import Rows
+from rrcluster.core.tiles import TILE
+from rrcluster.records import setting
+
+MIN_STEPS = 100  # batches of a fit at least: small samples are walked more often
+MIN_BATCH = 256
+SPLIT_UNTIL = 0.7  # share of the steps after which nothing is split any more
+MEMORY = 0.1  # weight of the newest batch in the running shares
+NUDGE = 0.05  # of the data's spread: how far the halves of a split centroid are apart
+
+
+@dataclass
+class AnnealSpec:
+    """The part of the seeding settings that steers the fit on one device."""
+
+    rows_per_centroid: int = setting(256, "rows per centroid that are annealed on at most")
+    epochs: float = setting(2.0, "walks over those rows in annealed mini-batches; 0: none")
+    anneal_rate: float = setting(0.4, "initial weight of a row in its centroid, falling to 0")
+    split_below: float = setting(
+        0.1, "a centroid with less than this share of the mean inertia splits the widest instead"
+    )
+    start_rows: int = setting(8, "rows per centroid that the starting rows are drawn from")
+    start_rounds: int = setting(64, "rounds of drawing them; up to so many, k-means++")
+    metric: str = setting("euclidean", "euclidean, or spherical: centroids are kept of unit length")
+
+
+def annealed(
+    rows: Rows, k: int, spec: AnnealSpec, seed: int, path: tuple[str | int, ...], workers: int = 1
+) -> Float[Tensor, "k d"]:
+    """k centroids of the rows; ``workers`` threads share the products and change no bit."""
+    start = starting_rows(rows, k, spec, seed, path)
+    if spec.epochs <= 0:
+        return start
+    return anneal(rows, start, spec, seed, path, workers)
+
+
+def anneal(
+    rows: Rows,
+    start: Float[Tensor, "k d"],
+    spec: AnnealSpec,
+    seed: int,
+    path: tuple[str | int, ...] = (),
+    workers: int = 1,
+) -> Float[Tensor, "k d"]:
+    """Annealed mini-batches from ``start``; see the module's text."""
+    space = Space.of(rows)
+    centroids = space.place(start)
+    k = len(centroids)
+    batch = min(max(k, MIN_BATCH), len(rows))
+    steps = max(round(spec.epochs * len(rows) / batch), MIN_STEPS)
+    shares = torch.full((k,), -1.0)
+    with ThreadPoolExecutor(workers) as pool:
+        for step in range(steps):
+            eta = spec.anneal_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+            book = space.book(centroids)
+            x, weight = rows.batch(step * batch, batch)
+            parts = list(pool.map(book.label, x.split(TILE)))
+            placed, label, squared = (torch.cat(c) for c in zip(*parts, strict=True))
+            weight = torch.ones(len(x)) if weight is None else weight.float() / rows.mean_weight
+            mass = torch.bincount(label, weights=weight, minlength=k).float()
+            pull = 1 - (1 - eta) ** mass
+            centroids.mul_((1 - pull)[:, None])
+            placed.mul_((weight * (pull / mass.clamp_min(1e-9))[label])[:, None])
+            centroids.index_add_(0, label, placed)
+            found = torch.bincount(label, weights=weight * squared, minlength=k).float()
+            if step == 0:
+                shares = found.mean().expand(k).clone()
+            shares.lerp_(found, MEMORY)
+            if 0 < step < SPLIT_UNTIL * steps:
+                _split(centroids, shares, spec, keys.generator(seed, *path, "split", step))
+            if spec.metric == "spherical":
+                centroids = space.place(unit(space.back(centroids)))
+    return space.back(centroids)
+
+
+def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch.Generator) -> None:
+    """Put centroids of little inertia beside those of most; in place."""
+    low = (shares < spec.split_below * shares.double().mean()).nonzero()[:, 0]
+    if not len(low):
+        return
+    wide = shares.sort(descending=True, stable=True).indices[: len(low)]
+    step = NUDGE * torch.randn(len(low), centroids.shape[1], generator=generator)
+    step *= shares[wide].double().mean().sqrt().float() / math.sqrt(centroids.shape[1])
+    centroids[low] = centroids[wide] + step
+    centroids[wide] -= step
+    shares[wide] /= 2
+    shares[low] = shares[wide]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a fit computes: on a grid of whole numbers, or exactly in float32 for narrow rows."""
+
+    grid: Grid | None
+
+    @staticmethod
+    def of(rows: Rows) -> Space:
+        return Space(Grid.of(rows.batch(0, min(len(rows), 4096))[0]))
+
+    def place(self, x: Tensor) -> Tensor:
+        return x.float().clone() if self.grid is None else self.grid.place(x)
+
+    def back(self, placed: Tensor) -> Tensor:
+        return placed if self.grid is None else self.grid.back(placed)
+
+    def book(self, placed: Tensor) -> Book:
+        book = None if self.grid is None else Codebook(self.grid, placed)
+        return Book(self.grid, book, placed)
+
+
+@dataclass(frozen=True)
+class Book:
+    """Centroids of one moment, to label rows by."""
+
+    grid: Grid | None
+    book: Codebook | None
+    centroids: Tensor
+
+    def label(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows in the space, their nearest centroids, and squared distances in it."""
+        if self.grid is None or self.book is None:
+            label, squared = nearest(x, self.centroids)
+            return x.float(), label, squared
+        placed = self.grid.place(x)
+        codes = self.grid.round(placed)
+        label, score = self.book.nearest(codes)
+        # Of the rounded rows: 0 for a row that is a centroid.
+        return placed, label, (codes.float().square().sum(1) - 2 * score).clamp_min_(0)
+
+
+def starting_rows(
+    rows: Rows, k: int, spec: AnnealSpec, seed: int, path: tuple[str | int, ...] = ()
+) -> Float[Tensor, "k d"]:
+    """k rows drawn by squared distance to those drawn before, in a bounded number of rounds.
+
+    k-means|| (Bahmani et al. 2012) with draws of exact size: a round takes the rows with the
+    smallest e_i / D_i² for exponential e_i (Efraimidis and Spirakis 2006), without replacement, so
+    nothing is left to reduce. With at least k rounds it is greedy k-means++ (Arthur and
+    Vassilvitskii 2007): of a few rows drawn, the one that lowers the inertia most is taken.
+    Rows repeat where there are fewer distinct ones than k.
+    """
+    x, _ = rows.batch(0, min(len(rows), max(spec.start_rows * k, 4096)))
+    space = Space.of(rows)
+    generator = keys.generator(seed, *path, "start")
+    rounds = max(min(k, spec.start_rounds), 1)
+    tries = 2 + int(math.log(k)) if rounds == k else 1
+    squared = torch.ones(len(x))
+    chosen = torch.empty(0, dtype=torch.int64)
+    for r in range(rounds):
+        size = k * (r + 1) // rounds - k * r // rounds
+        key = torch.empty(len(x)).exponential_(generator=generator) / squared.clamp_min(1e-30)
+        key[chosen] = math.inf
+        drawn = key.sort(stable=True).indices[: size * tries]
+        found: list[Tensor] = []
+        for rows_drawn in drawn.split(size):
+            book = space.book(space.place(x[rows_drawn]))
+            near = torch.cat([book.label(tile)[2] for tile in x.split(TILE)])
+            found.append(torch.minimum(squared, near) if r else near)
+        best = min(range(len(found)), key=lambda i: float(found[i].double().sum()))
+        chosen, squared = torch.cat([chosen, drawn.split(size)[best]]), found[best]
+    return x[chosen[torch.arange(k) % len(chosen)]].float()
+
+
+def unit(x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """Rows of unit length; zero rows stay."""
+    return torch.nn.functional.normalize(x, dim=1)

@@ -1,0 +1,150 @@
+"""Hierarchies made of flat fits: top-down over cells, and bottom-up over centroids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rrcluster.core.cells import nearest, routed
+from rrcluster.core.kmeans import OnPass, SeedingSpec, State, fit
+from rrcluster.core.shards import MemoryShards, Shards
+
+FitCells = Callable[[Tensor, Tensor], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Cells and their leaves: ``leaves`` rows are sorted by ``cell_of_leaf``."""
+
+    cells: Float[Tensor, "c d"]
+    leaves: Float[Tensor, "k d"]
+    cell_of_leaf: Int[Tensor, " k"]
+
+    def of_cell(self, cell: int) -> Float[Tensor, "j d"]:
+        return self.leaves[self.cell_of_leaf == cell]
+
+
+def nearest_in_cell(
+    x: Float[Tensor, "n d"], seeds: Seeds
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Index of the nearest leaf within the row's nearest cell, and its squared distance."""
+
+    def within(cell: int, rows: Tensor) -> tuple[Tensor, ...]:
+        leaf, squared = nearest(rows, seeds.of_cell(cell))
+        return leaf + int((seeds.cell_of_leaf < cell).sum()), squared
+
+    labels, squared = routed(seeds.cells, x, within)
+    return labels, squared
+
+
+def top_down(
+    shards: Shards,
+    leaves: int,
+    spec: SeedingSpec,
+    seed: int,
+    on_pass: OnPass | None = None,
+    cells: Tensor | None = None,
+    resume: State | None = None,
+    on_cells: Callable[[Tensor], None] | None = None,
+    fit_cells: FitCells | None = None,
+) -> Seeds:
+    """One flat fit if ``leaves`` are few, else cells that are split each on its own.
+
+    Leaves are given to cells in proportion to their rows. ``cells`` (c, d) goes on from a finished
+    coarse level, which ``on_cells`` receives, and ``resume`` from within one. ``fit_cells(cells,
+    shares)`` gives the leaves of each cell, in order: wherever its rows are; None: in this process.
+    """
+    num_cells = -(-leaves // spec.cell_leaves)
+    if num_cells == 1:
+        found = fit(shards, leaves, spec, seed, ("leaves", 0), on_pass, resume)
+        return Seeds(
+            torch.zeros(1, shards.width), found.centroids, torch.zeros(len(found.count)).long()
+        )
+    if cells is None:
+        cells = fit(shards, num_cells, spec, seed, ("cells",), on_pass, resume).centroids
+        if on_cells is not None:
+            on_cells(cells)
+    shares = apportion(shards.total(CellSizes(cells))["count"], leaves)
+    fit_cells = fit_cells or (lambda cells, shares: _fit_here(shards, cells, shares, spec, seed))
+    found_leaves = list(fit_cells(cells, shares))
+    sizes = torch.tensor([len(found) for found in found_leaves])
+    cell_of_leaf = torch.repeat_interleave(torch.arange(len(cells)), sizes)
+    return Seeds(cells, torch.cat(found_leaves), cell_of_leaf)
+
+
+def leaves_of_cell(
+    shards: Shards, cell: int, centre: Tensor, share: int, spec: SeedingSpec, seed: int
+) -> Float[Tensor, "j d"]:
+    """The leaves of one cell from its rows; a cell without rows is its own leaf."""
+    if shards.num_rows == 0:
+        return centre[None]
+    return fit(shards, max(share, 1), spec, seed, ("leaves", cell)).centroids
+
+
+@dataclass(frozen=True)
+class CellSizes:
+    """The statistic: rows nearest to each cell, (c,) int64."""
+
+    cells: Tensor
+
+    def __call__(self, x: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+        labels, _ = nearest(x, self.cells)
+        return {"count": torch.bincount(labels, minlength=len(self.cells))}
+
+
+@dataclass(frozen=True)
+class RowsByCell:
+    """Map: the rows of a block in the order of their cells, and where each cell's end."""
+
+    cells: Tensor
+
+    def __call__(self, x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        cell, _ = nearest(x, self.cells)
+        ends = torch.bincount(cell, minlength=len(self.cells)).cumsum(0)
+        return x[cell.argsort(stable=True)], ends
+
+
+def _fit_here(
+    shards: Shards, cells: Tensor, shares: Tensor, spec: SeedingSpec, seed: int
+) -> Iterable[Tensor]:
+    parts = list(shards.map(RowsByCell(cells)))
+    for cell, share in enumerate(shares.tolist()):
+        first = [int(ends[cell - 1]) if cell else 0 for _, ends in parts]
+        mine = [x[a : int(ends[cell])] for (x, ends), a in zip(parts, first, strict=True)]
+        rows = whole_blocks(torch.cat(mine), spec, shards.workers)
+        yield leaves_of_cell(rows, cell, cells[cell], share, spec, seed)
+
+
+def whole_blocks(x: Tensor, spec: SeedingSpec, workers: int = 1) -> MemoryShards:
+    """Rows in key order as blocks of ``block_rows``."""
+    return MemoryShards(list(x.split(spec.block_rows)) or [x], workers)
+
+
+def apportion(sizes: Int[Tensor, " c"], total: int) -> Int[Tensor, " c"]:
+    """``total`` shared in proportion to ``sizes`` by largest remainders, at least 1 where size > 0.
+
+    No cell gets more than its size. Sums to ``min(total, sizes.sum())``, or to the number of
+    non-empty cells when that is larger.
+    """
+    total = min(total, int(sizes.sum()))
+    exact = sizes.double() * total / sizes.sum().clamp_min(1)
+    share = torch.minimum(exact.floor().long().clamp_min(1), sizes)
+    while int(share.sum()) != total:
+        gap = total - int(share.sum())
+        rest = exact - share
+        if gap > 0:
+            rest = torch.where(share < sizes, rest, torch.full_like(rest, -float("inf")))
+            best = rest.argsort(descending=True, stable=True)[:gap]
+            share[best[torch.isfinite(rest[best])]] += 1
+        else:
+            rest = torch.where(share > 1, rest, torch.full_like(rest, float("inf")))
+            worst = rest.argsort(stable=True)[:-gap]
+            worst = worst[torch.isfinite(rest[worst])]
+            if len(worst) == 0:
+                break
+            share[worst] -= 1
+    return share
