@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,8 @@ from rrcluster.records import setting
 
 MIN_STEPS = 100  # batches of a fit at least: small samples are walked more often
 MIN_BATCH = 256
+PLUS_PLUS = 256  # rounds of drawing where nothing is annealed: k-means++ up to so many centroids
+MIN_DRAWN = 4096  # rows that starting rows are drawn from at least
 SPLIT_UNTIL = 0.7  # share of the steps after which nothing is split any more
 MEMORY = 0.1  # weight of the newest batch in the running shares
 NUDGE = 0.05  # of the data's spread: how far the halves of a split centroid are apart
@@ -44,8 +47,11 @@ class AnnealSpec:
     split_below: float = setting(
         0.1, "a centroid with less than this share of the mean inertia splits the widest instead"
     )
-    start_rows: int = setting(8, "rows per centroid that the starting rows are drawn from")
-    start_rounds: int = setting(64, "rounds of drawing them; up to so many, k-means++")
+    anneal_from: int = setting(
+        32_768, "rows from which annealing is worth it; fewer are fitted from k-means++ by Lloyd"
+    )
+    start_rows: int = setting(8, "rows per centroid that starting rows to anneal are drawn from")
+    start_rounds: int = setting(64, "rounds of drawing them")
     metric: str = setting("euclidean", "euclidean, or spherical: centroids are kept of unit length")
 
 
@@ -53,10 +59,19 @@ def annealed(
     rows: Rows, k: int, spec: AnnealSpec, seed: int, path: tuple[str | int, ...], workers: int = 1
 ) -> Float[Tensor, "k d"]:
     """k centroids of the rows; ``workers`` threads share the products and change no bit."""
-    start = starting_rows(rows, k, spec, seed, path)
-    if spec.epochs <= 0:
-        return start
+    if not anneals(len(rows), spec):
+        return starting_rows(rows, k, PLUS_PLUS, len(rows), seed, path)
+    start = starting_rows(rows, k, spec.start_rounds, spec.start_rows * k, seed, path)
     return anneal(rows, start, spec, seed, path, workers)
+
+
+def anneals(rows: int, spec: AnnealSpec) -> bool:
+    """Whether a fit on so many rows is annealed.
+
+    Not where Lloyd's iterations cost little anyhow: k-means++ leaves more centroids at outlying
+    rows, and on small sets the refinement does better from those than from the lowest inertia.
+    """
+    return spec.epochs > 0 and rows >= spec.anneal_from
 
 
 def anneal(
@@ -74,12 +89,12 @@ def anneal(
     batch = min(max(k, MIN_BATCH), len(rows))
     steps = max(round(spec.epochs * len(rows) / batch), MIN_STEPS)
     shares = torch.full((k,), -1.0)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for step in range(steps):
             eta = spec.anneal_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             book = space.book(centroids)
             x, weight = rows.batch(step * batch, batch)
-            parts = list(pool.map(book.label, x.split(TILE)))
+            parts = list(pool.map(partial(_looked_up, space, book), x.split(TILE)))
             placed, label, squared = (torch.cat(c) for c in zip(*parts, strict=True))
             weight = torch.ones(len(x)) if weight is None else weight.float() / rows.mean_weight
             mass = torch.bincount(label, weights=weight, minlength=k).float()
@@ -89,13 +104,19 @@ def anneal(
             centroids.index_add_(0, label, placed)
             found = torch.bincount(label, weights=weight * squared, minlength=k).float()
             if step == 0:
-                shares = found.mean().expand(k).clone()
+                shares = found.double().mean().float().expand(k).clone()
             shares.lerp_(found, MEMORY)
             if 0 < step < SPLIT_UNTIL * steps:
                 _split(centroids, shares, spec, keys.generator(seed, *path, "split", step))
             if spec.metric == "spherical":
                 centroids = space.place(unit(space.back(centroids)))
     return space.back(centroids)
+
+
+def _looked_up(space: Space, book: Book, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    placed = space.place(x)
+    coded = placed if space.grid is None else space.grid.round(placed)
+    return placed, *book.label(coded)
 
 
 def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch.Generator) -> None:
@@ -114,7 +135,7 @@ def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch
 
 @dataclass(frozen=True)
 class Space:
-    """Where a fit computes: on a grid of whole numbers, or exactly in float32 for narrow rows."""
+    """Where a fit computes: on a grid of whole numbers, or in float32 for narrow rows."""
 
     grid: Grid | None
 
@@ -128,61 +149,68 @@ class Space:
     def back(self, placed: Tensor) -> Tensor:
         return placed if self.grid is None else self.grid.back(placed)
 
+    def coded(self, x: Tensor) -> Tensor:
+        """Rows as a book looks them up."""
+        return x.float() if self.grid is None else self.grid.round(self.grid.place(x))
+
     def book(self, placed: Tensor) -> Book:
-        book = None if self.grid is None else Codebook(self.grid, placed)
-        return Book(self.grid, book, placed)
+        return Book(placed, None if self.grid is None else Codebook(self.grid, placed))
 
 
 @dataclass(frozen=True)
 class Book:
-    """Centroids of one moment, to label rows by."""
+    """Centroids of one moment, to look rows up in."""
 
-    grid: Grid | None
-    book: Codebook | None
     centroids: Tensor
+    codebook: Codebook | None
 
-    def label(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows in the space, their nearest centroids, and squared distances in it."""
-        if self.grid is None or self.book is None:
-            label, squared = nearest(x, self.centroids)
-            return x.float(), label, squared
-        placed = self.grid.place(x)
-        codes = self.grid.round(placed)
-        label, score = self.book.nearest(codes)
-        # Of the rounded rows: 0 for a row that is a centroid.
-        return placed, label, (codes.float().square().sum(1) - 2 * score).clamp_min_(0)
+    def labels(self, coded: Tensor) -> Tensor:
+        """The nearest centroid of each row."""
+        return self._found(coded)[0]
+
+    def squared(self, coded: Tensor) -> Tensor:
+        """Squared distances in the space, of rounded rows: 0 for a row that is a centroid."""
+        return self.label(coded)[1]
+
+    def label(self, coded: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest centroid of each row, and the squared distance to it."""
+        label, found = self._found(coded)
+        if self.codebook is None:
+            return label, found
+        return label, (coded.float().square().sum(1) - 2 * found).clamp_min_(0)
+
+    def _found(self, coded: Tensor) -> tuple[Tensor, Tensor]:
+        if self.codebook is None:
+            return nearest(coded, self.centroids)
+        return self.codebook.nearest(coded)
 
 
 def starting_rows(
-    rows: Rows, k: int, spec: AnnealSpec, seed: int, path: tuple[str | int, ...] = ()
+    rows: Rows, k: int, rounds: int, drawn_from: int, seed: int, path: tuple[str | int, ...] = ()
 ) -> Float[Tensor, "k d"]:
-    """k rows drawn by squared distance to those drawn before, in a bounded number of rounds.
+    """k of the first ``drawn_from`` rows, drawn by squared distance to those of earlier rounds.
 
     k-means|| (Bahmani et al. 2012) with draws of exact size: a round takes the rows with the
     smallest e_i / D_i² for exponential e_i (Efraimidis and Spirakis 2006), without replacement, so
-    nothing is left to reduce. With at least k rounds it is greedy k-means++ (Arthur and
-    Vassilvitskii 2007): of a few rows drawn, the one that lowers the inertia most is taken.
+    nothing is left to reduce. With k rounds it is k-means++ (Arthur and Vassilvitskii 2007).
     Rows repeat where there are fewer distinct ones than k.
     """
-    x, _ = rows.batch(0, min(len(rows), max(spec.start_rows * k, 4096)))
+    x, _ = rows.batch(0, min(len(rows), max(drawn_from, MIN_DRAWN)))
     space = Space.of(rows)
+    codes = [space.coded(tile) for tile in x.split(TILE)]
     generator = keys.generator(seed, *path, "start")
-    rounds = max(min(k, spec.start_rounds), 1)
-    tries = 2 + int(math.log(k)) if rounds == k else 1
+    rounds = max(min(k, rounds), 1)
     squared = torch.ones(len(x))
     chosen = torch.empty(0, dtype=torch.int64)
     for r in range(rounds):
         size = k * (r + 1) // rounds - k * r // rounds
         key = torch.empty(len(x)).exponential_(generator=generator) / squared.clamp_min(1e-30)
         key[chosen] = math.inf
-        drawn = key.sort(stable=True).indices[: size * tries]
-        found: list[Tensor] = []
-        for rows_drawn in drawn.split(size):
-            book = space.book(space.place(x[rows_drawn]))
-            near = torch.cat([book.label(tile)[2] for tile in x.split(TILE)])
-            found.append(torch.minimum(squared, near) if r else near)
-        best = min(range(len(found)), key=lambda i: float(found[i].double().sum()))
-        chosen, squared = torch.cat([chosen, drawn.split(size)[best]]), found[best]
+        drawn = key.topk(min(size, len(x)), largest=False).indices.sort().values
+        chosen = torch.cat([chosen, drawn])
+        book = space.book(space.place(x[drawn]))
+        found = torch.cat([book.squared(tile) for tile in codes])
+        squared = torch.minimum(squared, found) if r else found
     return x[chosen[torch.arange(k) % len(chosen)]].float()
 
 

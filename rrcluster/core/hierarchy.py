@@ -51,15 +51,17 @@ def top_down(
     resume: State | None = None,
     on_cells: Callable[[Tensor], None] | None = None,
     fit_cells: FitCells | None = None,
+    shares_of: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Seeds:
     """One flat fit if ``leaves`` are few, else cells that are split each on its own.
 
-    Leaves are given to cells in proportion to their rows. ``cells`` (c, d) goes on from a finished
-    coarse level, which ``on_cells`` receives, and ``resume`` from within one. ``fit_cells(cells,
-    shares)`` gives the leaves of each cell, in order: wherever its rows are; None: in this process.
+    Leaves are given to cells in proportion to their rows, or by ``shares_of(sizes, leaves)``.
+    ``cells`` (c, d) goes on from a finished coarse level, which ``on_cells`` receives, and
+    ``resume`` from within one. ``fit_cells(cells, shares)`` gives the leaves of each cell, in
+    order: wherever its rows are; None: in this process.
     """
     num_cells = -(-leaves // spec.cell_leaves)
-    if num_cells == 1:
+    if num_cells == 1 and cells is None:
         found = fit(shards, leaves, spec, seed, ("leaves", 0), on_pass, resume)
         return Seeds(
             torch.zeros(1, shards.width), found.centroids, torch.zeros(len(found.count)).long()
@@ -68,7 +70,7 @@ def top_down(
         cells = fit(shards, num_cells, spec, seed, ("cells",), on_pass, resume).centroids
         if on_cells is not None:
             on_cells(cells)
-    shares = apportion(shards.total(CellSizes(cells))["count"], leaves)
+    shares = (shares_of or apportion)(shards.total(CellSizes(cells))["count"], leaves)
     fit_cells = fit_cells or (lambda cells, shares: _fit_here(shards, cells, shares, spec, seed))
     found_leaves = list(fit_cells(cells, shares))
     sizes = torch.tensor([len(found) for found in found_leaves])

@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrcluster.core import keys
-from rrcluster.core.anneal import AnnealSpec, Space, annealed, unit
+from rrcluster.core.anneal import AnnealSpec, Space, annealed, anneals, unit
 from rrcluster.core.shards import Shards
 from rrcluster.records import setting
 
-SUM_ROWS = 4096  # rows labelled and summed at a time
+SUM_ROWS = 1024  # rows labelled and summed at a time
 PROBE_ROWS = 4096  # on which it is seen how many rows move
 UNIT = 2.0**-24  # of squared norms in sums
 ALIKE = 1e-6  # mean squared distance below which rows count as equal
@@ -80,17 +80,18 @@ class ClusterSums:
         book = self.space.book(self.space.place(self.centroids))
         sums = torch.zeros(k, d, dtype=torch.float64)
         count, square = torch.zeros(2, k, dtype=torch.float64)
+        # One buffer: fresh memory for every tile costs more than the sums.
+        wide = torch.empty(min(SUM_ROWS, len(x)), d, dtype=torch.float64)
         for start in range(0, len(x), SUM_ROWS):
-            tile = x[start : start + SUM_ROWS]
-            _, label, _ = book.label(tile)
-            rows = tile.float()
+            rows = x[start : start + SUM_ROWS].float()
+            label = book.labels(self.space.coded(rows))
             norms = (rows.square().sum(1) / UNIT).double().round() * UNIT
-            wide = rows.double()
-            weight = torch.ones(len(tile), dtype=torch.float64)
+            weight = torch.ones(len(rows), dtype=torch.float64)
+            exact = wide[: len(rows)].copy_(rows)
             if weights is not None:
                 weight = weights[start : start + SUM_ROWS].double()
-                wide.mul_(weight[:, None])
-            sums.index_add_(0, label, wide)
+                exact.mul_(weight[:, None])
+            sums.index_add_(0, label, exact)
             count += torch.bincount(label, weights=weight, minlength=k)
             square += torch.bincount(label, weights=weight * norms, minlength=k)
         return {"count": count, "sum": sums, "square": square}
@@ -109,11 +110,12 @@ def fit(
 
     There are fewer than k where there are fewer distinct rows. ``on_pass(state, inertia)`` is told
     the state before each pass and the mean squared distance; ``resume`` goes on from a state.
+    Raises ValueError where rows are not finite.
     """
     rows = shards.rows(k * spec.rows_per_centroid)
     if resume is None:
         start = annealed(rows, k, spec, seed, path, shards.workers)
-        resume = State(0, _first_blocks(shards, k, spec), start)
+        resume = State(0, _first_blocks(shards, len(rows), spec), start)
     found = lloyd(shards, resume, spec, seed, path, on_pass)
     kept = found.count > 0  # what stayed empty holds no distinct row
     return Clusters(found.centroids[kept], found.count[kept], found.inertia[kept])
@@ -139,6 +141,8 @@ def lloyd(
     labels = _labels(space, state.centroids, probe)
     while True:
         sums = shards.total(ClusterSums(space, state.centroids), state.blocks)
+        if not bool(torch.isfinite(sums["square"]).all()):
+            raise ValueError("rows that are not finite cannot be clustered; embedding refuses them")
         before = _inertia(sums, state.centroids)
         if on_pass is not None:
             on_pass(state, float(before.sum() / sums["count"].sum()))
@@ -158,18 +162,18 @@ def lloyd(
         state = State(state.iteration + 1, blocks, refilled)
 
 
-def _first_blocks(shards: Shards, k: int, spec: SeedingSpec) -> int:
-    """Blocks that the first pass runs on: all after annealing, which was the cheap part."""
+def _first_blocks(shards: Shards, rows: int, spec: SeedingSpec) -> int:
+    """Blocks that the first pass runs on: all after annealing, else those of the sample."""
     sizes = shards.rows_per_block
-    if spec.epochs > 0:
+    if anneals(rows, spec):
         return len(sizes)
     held = torch.tensor(sizes).cumsum(0)
-    return min(int((held < k * spec.rows_per_centroid).sum()) + 1, len(sizes))
+    return min(int((held < rows).sum()) + 1, len(sizes))
 
 
 def _labels(space: Space, centroids: Tensor, x: Tensor) -> Tensor:
     book = space.book(space.place(centroids))
-    return torch.cat([book.label(tile)[1] for tile in x.split(SUM_ROWS)])
+    return torch.cat([book.labels(space.coded(tile)) for tile in x.split(SUM_ROWS)])
 
 
 def _inertia(sums: dict[str, Tensor], centroids: Tensor) -> Tensor:

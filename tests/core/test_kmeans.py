@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-from rrcluster.core.anneal import AnnealSpec, Space, starting_rows
+from rrcluster.core.anneal import Space, starting_rows
 from rrcluster.core.cells import nearest
 from rrcluster.core.hierarchy import apportion, nearest_in_cell, top_down
 from rrcluster.core.kmeans import Clusters, ClusterSums, SeedingSpec, State, lloyd
@@ -27,7 +27,7 @@ def settle(x: torch.Tensor, start: torch.Tensor, **settings) -> Clusters:
 
 
 def drawn(x: torch.Tensor, k: int, seed: int = 0) -> torch.Tensor:
-    return starting_rows(Rows([x]), k, AnnealSpec(), seed)
+    return starting_rows(Rows([x]), k, k, len(x), seed)
 
 
 def test_four_points_on_a_line_give_the_two_means_done_by_hand() -> None:
