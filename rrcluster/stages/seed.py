@@ -51,19 +51,14 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
         return Seeds(**read_tensors(store, SEEDS))
     cells = read_tensors(store, CELLS)["cells"] if store.exists(CELLS) else None
 
-<<<<<<< HEAD
-    def report(level: int, iteration: int, inertia: float) -> None:
-        progress("seed", iteration, spec.iterations, f"level {level}, inertia {inertia:.4f}",
-                 inertia=inertia)  # fmt: skip
-=======
-    def note(state: State, inertia: float) -> None:
+    def on_pass(state: State, inertia: float) -> None:
         rows = sum(shards.rows_per_block[: state.blocks])
         words = f"pass over {rows:,} rows, {len(state.centroids):,} centroids"
-        progress("seed", state.iteration, spec.iterations, f"{words}, inertia {inertia:.4f}")
+        note = f"{words}, inertia {inertia:.4f}"
+        progress("seed", state.iteration, spec.iterations, note, inertia=inertia)
         if state.iteration and state.iteration % CHECKPOINT_PASSES == 0:
             numbers = torch.tensor([state.iteration, state.blocks])
             write_tensors(store, STATE, {"state": numbers, "centroids": state.centroids})
->>>>>>> ba243c9 (Seeds: annealed mini-batches on a grid of whole numbers, exact sums that add in any order, cells fitted in parallel)
 
     def fit_cells(cells: Tensor, shares: Tensor) -> Iterator[Tensor]:
         split_by_cell(run, compute, cells)
@@ -78,7 +73,7 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
         leaves_wanted(run.config.k, shards.num_rows, spec),
         spec,
         run.config.seed,
-        note,
+        on_pass,
         cells,
         _state(store) if cells is None else None,
         lambda found: write_tensors(store, CELLS, {"cells": found}),
