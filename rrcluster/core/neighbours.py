@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrcluster.core.features import FeatureMap
-from rrcluster.core.kmeans import SeedingSpec, hierarchical, nearest_in_cell
+from rrcluster.core.hierarchy import nearest_in_cell, top_down
+from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.model import features_of
 from rrcluster.core.probe import nearest_others
 from rrcluster.core.shards import MemoryShards
@@ -88,7 +89,7 @@ def smoothed(z: Float[Tensor, "m e"], neighbours: Int[Tensor, "m j"]) -> Float[T
 def _partition(s: Float[Tensor, "m e"], clusters: int, seed: int) -> tuple[Tensor, int]:
     rows = MemoryShards([s.half()])
     spec = SeedingSpec(cell_leaves=clusters)
-    seeds = hierarchical(rows, min(clusters, len(s)), spec, seed)
+    seeds = top_down(rows, min(clusters, len(s)), spec, seed)
     labels, _ = nearest_in_cell(s.half(), seeds)
     used, labels = labels.unique(return_inverse=True)
     return labels, len(used)

@@ -6,7 +6,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from rrcluster.core.cells import nearest
 from rrcluster.core.features import fit_projection
-from rrcluster.core.kmeans import SeedingSpec, hierarchical
+from rrcluster.core.hierarchy import top_down
+from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.neighbours import agree, neighbour_spread, smoothed, within_spread
 from rrcluster.core.probe import nearest_others
 from rrcluster.core.shards import MemoryShards
@@ -47,7 +48,7 @@ def test_classes_drowned_by_shared_directions_are_found_where_kmeans_fails() -> 
     x, y = drowned(1500, 8, 32)
     shards = MemoryShards([x])
     found = agree(x, fit_projection(shards, 32), 8, 10, 0.1, 3, 0)
-    seeds = hierarchical(shards, 8, SeedingSpec(), 0)
+    seeds = top_down(shards, 8, SeedingSpec(), 0)
     plain = adjusted_rand_score(y, nearest(x, seeds.leaves)[0])
     assert adjusted_rand_score(y, found.labels) > plain + 0.3
 
