@@ -3,7 +3,7 @@
 Rows and centroids are centred and rounded to a common grid of whole numbers of one byte. Their
 inner products are whole numbers below 2**24, so they are exact in any order of summation: by int8
 instructions, in float32, or in bfloat16 with float32 accumulation on a GPU. A row's answer depends
-neither on the rows beside it nor on the library. What rounding costs is in ARCHITECTURE.md;
+neither on the rows beside it nor on the library;
 ``cells.nearest`` is the unrounded counterpart, used for narrow rows.
 """
 
