@@ -65,7 +65,7 @@ def balance_chart(summary: Mapping[str, Any]) -> Chart:
         f"Sample {summary['name']}: an effective number of {after['effective']:,.1f} clusters of "
         f"{finest['clusters']:,} (the corpus {before['effective']:,.1f}), Gini coefficient "
         f"{after['gini']:.3f} (the corpus {before['gini']:.3f}). The straight line from corner to "
-        "corner would be perfect balance."
+        "corner would be perfect balance; the grey one is the corpus."
     )
     rows = tuple(
         (f"{i} %", f"{before['curve'][i]:.1%}", f"{after['curve'][i]:.1%}") for i in ROWS_SHOWN
