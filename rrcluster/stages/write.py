@@ -117,8 +117,8 @@ class WriteRows:
             coarse = table["level_0"].to_numpy()
             for cluster in np.unique(coarse).tolist():
                 rows = table.filter(pa.array(coarse == cluster)).drop_columns("level_0")
-                name = f"{self.folder}/level_0={cluster}/{part}"
-                tables.write_table(self.store, name, "assignments", rows)
+                place = f"{self.folder}/level_0={cluster}/{part}"
+                tables.write_table(self.store, place, "assignments", rows)
         else:
             tables.write_table(self.store, f"{self.folder}/{name}.parquet", "assignments", table)
         sizes = np.sum([s for _, s in assigned], axis=0)

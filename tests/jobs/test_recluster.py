@@ -161,3 +161,21 @@ def test_two_jobs_at_once_are_told_apart_and_one_of_them_adds_the_increment(grow
         assert "is at work on this run" in second.err
     assert current(Store(str(run_dir))).increment == 1
     assert len(list(run_dir.glob("commits/*.json"))) == 1
+
+
+def test_a_run_partitioned_by_cluster_grows_in_its_own_layout(drawn, tmp_path) -> None:
+    first = in_process("write.partition_by=cluster")
+    other, corpus = tmp_path / "by-cluster", tmp_path / "half"
+    corpus.mkdir()
+    tars = sorted(drawn.glob("*.tar"))
+    shutil.copy(tars[0], corpus)
+    made = job("cluster", f"corpus.uri={corpus}", f"run_dir={other}", "k=[2,4]", *first)
+    assert made.status == 0, made.err
+    shutil.copy(tars[1], corpus)
+    grew = job("recluster", f"run_dir={other}", *IN_PROCESS)
+    assert grew.status == 0, grew.err
+    assert list(other.glob("assignments/increment=00001/level_0=*/part-*.parquet"))
+    rows = everything(other)
+    assert rows.num_rows == record(other)["reconciliation"]["embedded"]
+    fine = pq.read_table(other / "clusters/level=1.parquet", partitioning=None)
+    assert sum(fine["size"].to_pylist()) == rows.num_rows
