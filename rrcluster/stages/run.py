@@ -106,8 +106,8 @@ def existing_run(config: Config) -> tuple[Run, Record]:
     store = existing_store(config)
     record = Record.read(store)
     assert record is not None, "existing_store has seen the record"
-    stored = as_made(config, record.content["config"])
-    return Run(store, stored, current(store).shards), record
+    stored, shards = as_made(config, record.content["config"]), current(store).shards
+    return Run(store, for_shards(stored, shards) if shards else stored, shards), record
 
 
 def split_evenly(shards: tuple[Shard, ...], parts: int) -> list[list[Shard]]:

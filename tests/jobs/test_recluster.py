@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -179,3 +180,22 @@ def test_a_run_partitioned_by_cluster_grows_in_its_own_layout(drawn, tmp_path) -
     assert rows.num_rows == record(other)["reconciliation"]["embedded"]
     fine = pq.read_table(other / "clusters/level=1.parquet", partitioning=None)
     assert sum(fine["size"].to_pylist()) == rows.num_rows
+
+
+def test_a_run_on_ready_vectors_grows_by_vectors(tmp_path) -> None:
+    corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
+    corpus.mkdir()
+    choice = np.random.default_rng(0)
+    for number in range(3):
+        x = choice.normal(size=(80, 16)).astype(np.float32)
+        np.save(corpus / f"{number}.npy", x / np.linalg.norm(x, axis=1, keepdims=True))
+        if number == 1:
+            made = job(
+                "cluster", f"corpus.uri={corpus}", "corpus.format=embeddings",
+                f"run_dir={run_dir}", "k=4", *in_process(),
+            )  # fmt: skip
+            assert made.status == 0, made.err
+    grew = job("recluster", f"run_dir={run_dir}", *IN_PROCESS)
+    assert grew.status == 0, grew.err
+    found = pa.concat_tables(current(Store(str(run_dir))).batches(["shard", "level_0"]))
+    assert found["shard"].to_pylist().count(2) == 80
