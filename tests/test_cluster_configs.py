@@ -6,6 +6,7 @@ The launcher files are checked by the validation that Ray itself ships, the Kube
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.util
 import re
@@ -21,7 +22,8 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from rrcluster.config import load
+from rrcluster.config import load, settings_help
+from rrcluster.distributed.meters import METERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = REPOSITORY / "cluster_configs"
@@ -175,6 +177,36 @@ def test_the_image_holds_the_project_and_runs_as_no_root() -> None:
 def test_the_readme_names_every_file() -> None:
     text = (FOLDER / "README.md").read_text()
     assert [p.name for p in FILES if f"`{p.name}`" not in text] == []
+
+
+def said_by_the_package() -> list[str]:
+    """Every string constant of the package and its jobs, f-strings in their constant parts."""
+    files = [p for top in ("rrcluster", "pipelines") for p in (REPOSITORY / top).rglob("*.py")]
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text())))
+    return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def test_the_run_book_quotes_messages_that_the_package_says() -> None:
+    """The first column of its tables of messages; … stands for what varies."""
+    text, said = (FOLDER / "RUNBOOK.md").read_text(), said_by_the_package()
+    rows = text.split("## What messages mean")[1].split("\n\n")[1].splitlines()[2:]
+    lasts = re.findall(r"^\| [123] \| `(.+?)`", text, re.MULTILINE)
+    quoted = [re.match(r"\| `(.+?)` \|", row)[1] for row in rows] + lasts
+    parts = [part.strip() for quote in quoted for part in quote.split("…") if part.strip()]
+    assert len(rows) > 10
+    assert len(lasts) == 4
+    assert [part for part in parts if not any(part in line for line in said)] == []
+
+
+def test_the_run_book_names_settings_and_metrics_that_exist() -> None:
+    text = (FOLDER / "RUNBOOK.md").read_text()
+    settings = {name for name, _, _ in settings_help()}
+    groups = {name.partition(".")[0] for name in settings if "." in name}
+    named = re.findall(r"`([a-z_]+\.[a-z_]+)(?:[=` ])", text)
+    assert {n for n in named if n.partition(".")[0] in groups} - settings == set()
+    metrics = re.findall(r"ray_(rrcluster_[a-z_]+?)(?:_total)?`", text)
+    assert metrics
+    assert set(metrics) <= METERS.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)

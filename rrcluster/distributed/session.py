@@ -70,6 +70,11 @@ class RayCompute(Compute):
             ray.shutdown()
 
     def __exit__(self, *exc: object) -> None:
+        if self._owner and (spilled := self.spilled_bytes()):
+            log.warning(
+                "Ray spilled %.1f MB to disk: the object stores were too small for what was in "
+                "flight (compute.object_store_memory, compute.readers)", spilled / 1e6
+            )  # fmt: skip
         self.close()
         if self._owner and self.spec.address is not None and exc[0] is KeyboardInterrupt:
             atexit.register(_leave)
