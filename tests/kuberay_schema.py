@@ -25,7 +25,12 @@ TYPES: dict[str, Any] = {
         "subjects": [dict],
     },
     "Rule": {"apiGroups!": [str], "resources!": [str], "verbs!": [str]},
-    "Metadata": {"name": str, "namespace": str, "labels": dict, "annotations": dict},
+    "Metadata": {
+        "name": str, "namespace": str, "labels": dict, "annotations": dict,
+        "ownerReferences": [{
+            "apiVersion!": str, "kind!": str, "name!": str, "uid!": str, "controller": bool,
+        }],
+    },
     "Job": {
         "entrypoint": str, "runtimeEnvYAML": str, "jobId": str, "submissionMode": str,
         "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int, "backoffLimit": int,
@@ -58,7 +63,7 @@ TYPES: dict[str, Any] = {
     },
     "Container": {
         "name!": str, "image": str, "imagePullPolicy": str, "command": [str], "args": [str],
-        "env": [{"name!": str, "value": str, "valueFrom": object}],
+        "env": [{"name!": str, "value": str, "valueFrom": {"fieldRef": {"fieldPath!": str}}}],
         "envFrom": [{"secretRef": {"name!": str, "optional": bool}, "prefix": str}],
         "resources": "Resources", "securityContext": "Security",
         "volumeMounts": [{"name!": str, "mountPath!": str, "readOnly": bool, "subPath": str}],

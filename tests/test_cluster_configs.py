@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ FOLDER = REPOSITORY / "cluster_configs"
 KUBERNETES = sorted(FOLDER.glob("kuberay-*.yaml"))
 LAUNCHERS = ["aws-gpu.yaml", "gcp-gpu.yaml", "laptop.yaml"]
 CLOUDS = LAUNCHERS[:2]
-FILES = [*sorted(FOLDER.glob("*.yaml")), FOLDER / "Dockerfile"]
+FILES = [*sorted(FOLDER.glob("*.yaml")), FOLDER / "Dockerfile", FOLDER / "crontab"]
 
 
 def read(name: str) -> dict[str, Any]:
@@ -38,9 +39,12 @@ def read(name: str) -> dict[str, Any]:
 
 
 def documents() -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is applied: the files' documents, and those that a ConfigMap holds for a CronJob."""
     for path in KUBERNETES:
         for document in yaml.safe_load_all(path.read_text()):
             yield path.name, document
+            for text in document.get("data", {}).values():
+                yield path.name, yaml.safe_load(text)
 
 
 def ray_jobs() -> list[dict[str, Any]]:
@@ -107,7 +111,7 @@ def test_what_names_a_version_of_ray_names_the_same_one_and_the_project_allows_i
 
 @pytest.mark.parametrize("path", KUBERNETES, ids=lambda p: p.name)
 def test_a_kubernetes_file_holds_to_its_schema(path: Path) -> None:
-    for document in yaml.safe_load_all(path.read_text()):
+    for document in [document for name, document in documents() if name == path.name]:
         assert kuberay_schema.errors(document) == []
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
 
@@ -162,6 +166,64 @@ def test_a_rayjob_runs_a_real_module_with_settings_that_exist_and_fit() -> None:
         assert config.compute.address == "auto"
         room = spec["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"]
         assert config.compute.workers == room
+
+
+def scheduled(kind: str) -> dict[str, Any]:
+    (found,) = (
+        d for name, d in documents() if name == "kuberay-scheduled.yaml" and d["kind"] == kind
+    )
+    return found
+
+
+def test_a_night_is_one_rayjob_however_often_its_pod_is_started(tmp_path: Path) -> None:
+    pod = scheduled("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (tmp_path / "rayjob.yaml").write_text(scheduled("ConfigMap")["data"]["rayjob.yaml"])
+    kubectl = tmp_path / "kubectl"  # notes what it is asked to apply, then says how the job ended
+    kubectl.write_text(
+        "#!/bin/sh\ncase $1 in apply) cat >> $0.got; echo --- >> $0.got ;; *) echo $END ;; esac\n"
+    )
+    kubectl.chmod(0o755)
+    script = container["args"][0].replace("/jobs/", f"{tmp_path}/").replace("sleep 20", "sleep 0")
+    names = {e["name"]: f"{e['name'].lower()}-7" for e in container["env"]}
+    statuses = []
+    for end in ("Complete", "Failed"):
+        places = {"PATH": f"{tmp_path}:/usr/bin:/bin", "END": end}
+        done = subprocess.run([*container["command"], script], env=names | places, check=False)
+        statuses.append(done.returncode)
+    assert statuses == [0, 1]
+    first, second, _ = yaml.safe_load_all((tmp_path / "kubectl.got").read_text())
+    assert first == second
+    assert first["metadata"]["name"] == "job-7"
+    (owner,) = first["metadata"]["ownerReferences"]
+    assert (owner["name"], owner["uid"]) == ("job-7", "job_uid-7")
+    assert kuberay_schema.errors(first) == []
+
+
+def test_what_applies_the_nights_job_may_do_that_and_no_more() -> None:
+    pod = scheduled("CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    account = scheduled("ServiceAccount")["metadata"]["name"]
+    assert pod["serviceAccountName"] == account
+    assert scheduled("RoleBinding")["subjects"] == [{"kind": "ServiceAccount", "name": account}]
+    assert scheduled("RoleBinding")["roleRef"]["name"] == scheduled("Role")["metadata"]["name"]
+    (rule,) = scheduled("Role")["rules"]
+    assert rule["resources"] == ["rayjobs"]
+    assert scheduled("RayJob")["spec"]["backoffLimit"] == 0  # else status 3 would be hidden
+
+
+def test_the_crontab_submits_each_night_once_and_sees_how_it_ends() -> None:
+    lines = (FOLDER / "crontab").read_text().splitlines()
+    (line,) = (found for found in lines if " ray job submit " in found)
+    *when, command = line.split(maxsplit=5)
+    assert all(re.fullmatch(r"[\d*/,-]+", part) for part in when)
+    assert not re.search(r"(?<!\\)%", command)  # cron would end the command there
+    words = shlex.split(command.replace("\\%", "%"), posix=True)
+    submit, (python, flag, module, *overrides) = words[: words.index("--")], words[-6:]
+    assert submit[submit.index("--submission-id") + 1].endswith("$(date")  # of %F, one a day
+    assert "--no-wait" not in submit
+    assert (python, flag) == ("python", "-m")
+    assert importlib.util.find_spec(module) is not None
+    assert load(overrides).compute.address == "auto"
 
 
 def test_the_image_holds_the_project_and_runs_as_no_root() -> None:

@@ -13,7 +13,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -180,6 +180,12 @@ class Store:
         finally:
             if os.path.exists(beside):
                 os.unlink(beside)
+
+    def remove(self, name: str) -> None:
+        """Delete one file; nothing happens where it is not there."""
+        path = self.path(name)
+        with suppress(FileNotFoundError):
+            self._call(lambda fs: fs.rm_file(path))
 
     def create(self, name: str, content: bytes) -> bool:
         """Publish ``content`` under ``name`` only if nothing is there; whether this call did it.

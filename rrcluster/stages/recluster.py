@@ -319,6 +319,9 @@ def mirror_clusters(now: Current) -> None:
         name = f"clusters/level={level}.parquet"
         if not now.store.exists(name) or now.store.read_bytes(name) != content:
             now.store.write_bytes(name, content)
+    for name in now.store.names("clusters", ".parquet"):
+        if name not in {f"level={level}.parquet" for level in range(now.levels)}:
+            now.store.remove(f"clusters/{name}")  # of a tree that was deeper
 
 
 def _reconcile(whole: Record) -> None:

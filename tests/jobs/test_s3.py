@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import s3fs
 from job_fixtures import in_process, job
 
+from rrcluster.io.current import current
 from rrcluster.io.store import Store
 
 
@@ -39,6 +40,42 @@ def test_a_job_from_and_to_s3_gives_the_bytes_of_the_job_on_disk(s3, drawn, fini
     manifest = pq.read_table(io.BytesIO(store.read_bytes("manifest/increment=00000.parquet")))
     assert all(uri.startswith(bucket) for uri in manifest["uri"].to_pylist())
     assert np.load(io.BytesIO(store.read_bytes("embeddings/000000.npy"))).dtype == np.float16
+
+
+def test_an_increment_and_a_refit_on_s3_give_the_bytes_of_those_on_disk(s3, tmp_path) -> None:
+    bucket = s3.bucket()
+    fs = s3fs.S3FileSystem(**s3.storage_options)
+    options = json.dumps(s3.storage_options).replace('"', "")
+    disk, there = tmp_path / "corpus", f"{bucket}/vectors"
+    disk.mkdir()
+    storage = f"+corpus.storage_options={options}"
+    places = [(f"{disk}", f"{tmp_path}/run", ()), (there, f"{bucket}/run", (storage,))]
+    choice = np.random.default_rng(0)
+    for number, refit in enumerate(["none", "always"]):
+        x = choice.normal(size=(80, 16)).astype(np.float32)
+        path = disk / f"{number}.npy"
+        np.save(path, x / np.linalg.norm(x, axis=1, keepdims=True))
+        fs.put(str(path), f"{there}/{path.name}")
+        for corpus, run_dir, more in places:
+            if refit == "none":
+                words = (f"corpus.uri={corpus}", "corpus.format=embeddings", "k=[2,4]", *more)
+                done = job("cluster", f"run_dir={run_dir}", *words, *in_process("refine.steps=1"))
+            else:
+                words = ("compute=in_process", f"recluster.refit={refit}")
+                done = job("recluster", f"run_dir={run_dir}", *words, *more)
+            assert done.status == 0, done.err
+    store, compared = Store(f"{bucket}/run", s3.storage_options), 0
+    for path in sorted((tmp_path / "run").rglob("*.parquet")):
+        name = str(path.relative_to(tmp_path / "run"))
+        if not name.startswith("manifest"):
+            assert store.read_bytes(name) == path.read_bytes(), name
+            compared += 1
+    assert compared > 12
+    assert current(store).increment == 1
+    last = "commits/increment=00001.json"
+    assert store.read_bytes(last) == (tmp_path / "run" / last).read_bytes()
+    again = job("recluster", f"run_dir={bucket}/run", "compute=in_process", storage)
+    assert again.out.strip().endswith("nothing new")
 
 
 def test_a_bucket_that_is_not_there_is_the_users_mistake(s3) -> None:
