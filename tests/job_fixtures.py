@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from job_zygote import Job, Zygote
 
+from rrcluster.config import load
 from rrcluster.io.drawn_corpus import draw_corpus
+from rrcluster.stages.estimate import estimate
 
 SMALL = (
     "seeding.block_rows=64",
@@ -48,6 +50,15 @@ def job(name: str, *overrides: str, cwd: Path | None = None, timeout: float = 30
             os.killpg(started.pid, signal.SIGKILL)
             raise AssertionError(f"{name} took over {timeout} s: {err.read_text()}") from None
         return Result(status, out.read_text(), err.read_text())
+
+
+def estimated_well(settings: Sequence[str], run_dir: Path) -> None:
+    """A dry run tells the bytes exactly, images and storage within 30 % of the finished run."""
+    told, made = estimate(load(list(settings))), record(run_dir)
+    assert told.num_bytes == made["corpus"]["num_bytes"]
+    assert told.images == pytest.approx(made["reconciliation"]["read"], rel=0.3)
+    files = [p for p in run_dir.rglob("*") if p.is_file() and "report" not in p.parts]
+    assert told.storage == pytest.approx(sum(p.stat().st_size for p in files), rel=0.3)
 
 
 def start_job(name: str, *overrides: str, err: str = os.devnull) -> Job:

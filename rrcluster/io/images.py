@@ -96,6 +96,8 @@ def read_images(
 def probe_shard(shard: Shard, spec: CorpusSpec, limit: int) -> dict[str, int | bool]:
     """``images`` seen (at most ``limit``), their ``bytes``, and whether that was the whole shard.
 
+    Bytes are those in the file where that is told (a tar's headers count), else the images' own.
+
     For ready vectors: all rows, from the header.
     """
     if shard.format == "embeddings":
@@ -107,5 +109,5 @@ def probe_shard(shard: Shard, spec: CorpusSpec, limit: int) -> dict[str, int | b
             return {"images": images, "bytes": size, "shard_complete": False}
         if raw.image is not None:
             images += 1
-            size += len(raw.image)
+            size = raw.end or size + len(raw.image)
     return {"images": images, "bytes": size, "shard_complete": True}

@@ -37,6 +37,7 @@ class Raw:
     uid: str | None = None  # 32 hex digits
     problem: tuple[BadReason, str] | None = None
     extra: int = 0  # further images under the same key, which are counted and not read
+    end: int = 0  # bytes of a tar up to the end of this sample; 0: not told
 
 
 class Damaged(Exception):

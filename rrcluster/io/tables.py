@@ -118,6 +118,11 @@ def write_table(
     store: Store, name: str, kind: str, table: pa.Table, group_rows: int | None = None
 ) -> None:
     """Publish ``table`` as Parquet with the format's metadata; same rows, same bytes."""
+    store.write_bytes(name, in_parquet(kind, table, group_rows))
+
+
+def in_parquet(kind: str, table: pa.Table, group_rows: int | None = None) -> bytes:
+    """The file that ``write_table`` publishes."""
     metadata = with_metadata(kind, table.schema).metadata
     buffer = io.BytesIO()
     pq.write_table(
@@ -126,7 +131,7 @@ def write_table(
         compression="zstd",
         row_group_size=group_rows,
     )
-    store.write_bytes(name, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def table_of(kind: str, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

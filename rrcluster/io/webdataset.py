@@ -67,7 +67,7 @@ class _Group:
     def has_image(self) -> bool:
         return self.image is not None or self.problem is not None
 
-    def raw(self) -> Raw:
+    def raw(self, end: int = 0) -> Raw:
         problem = self.problem
         if not self.has_image:
             members = ", ".join(sorted(self.suffixes))
@@ -75,7 +75,7 @@ class _Group:
         caption = self.text if self.text is not None else self.json_text
         image = None if problem else self.image
         extra = max(self.images - 1, 0)
-        return Raw(self.row, clean(self.key), caption, image, self.uid, problem, extra)
+        return Raw(self.row, clean(self.key), caption, image, self.uid, problem, extra, end)
 
 
 def iter_webdataset(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
@@ -87,7 +87,7 @@ def iter_webdataset(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
             for row, key, suffix, member in _numbered(tar, source):
                 if group is None or row != group.row:
                     if group is not None:
-                        yield group.raw()
+                        yield group.raw(member.offset)
                     group = _Group(row, key)
                 _take(group, suffix, tar, member, source)
         except Damaged as damage:
@@ -97,7 +97,7 @@ def iter_webdataset(shard: Shard, spec: CorpusSpec) -> Iterator[Raw]:
                 damage.key = clean(group.key)
             raise
         if group is not None:
-            yield group.raw()
+            yield group.raw(tar.offset)
 
 
 def iter_members(

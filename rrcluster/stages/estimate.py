@@ -2,63 +2,176 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from rrcluster.config import Config
-from rrcluster.io.images import probe_shard
+from rrcluster.io.images import PixelSpec, probe_shard, read_shard
 from rrcluster.io.manifest import list_shards
+from rrcluster.io.tables import in_parquet, table_of
 from rrcluster.io.vectors import read_vectors, vector_width
-from rrcluster.models.load import load_encoder
+from rrcluster.models.encoder import Encoder
+from rrcluster.models.load import load_encoder, load_text_tower, pixel_facts, text_needs_model
+from rrcluster.records import Sample, Shard
+from rrcluster.stages.seed import leaves_wanted
+from rrcluster.stages.texts import candidates
 
 PROBED_SHARDS = 4  # spread over the corpus
-PROBED_IMAGES = 1000  # of each; a small shard is then read whole and its tar overhead known
+PROBED_IMAGES = 1000  # of each
+TIMED_IMAGES = 200  # of each: read and decoded, and their rows put into a table
 TIMED_BATCHES = 3
+# Beside what samples/ takes, measured: confidence, outlier and levels of a row in assignments/;
+# the footers of a shard's tables; examples and names of a seeded leaf.
+SCORE_BYTES, SHARD_BYTES, LEAF_BYTES = 10, 8500, 1200
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would read, do and write. Rates are of one core, or of one GPU for ``encode``."""
+
+    shards: int
+    num_bytes: int
+    images: float
+    probed: int
+    width: int
+    storage: float  # bytes in run_dir, without the report
+    decode: float | None = None  # images/s
+    encode: float | None = None  # images/s
+
+    def embed_seconds(self, workers: int, cores: int, gpus: bool, encoders: int) -> float:
+        """Time of embedding with ``workers`` readers and ``encoders`` on a machine of ``cores``:
+        as long as its slowest part, encoders, readers, or the cores that both share."""
+        if self.decode is None or self.encode is None:
+            return 0.0
+        parts = [1 / (encoders * self.encode), 1 / (workers * self.decode)]
+        on_cores = 1 / self.decode + (0 if gpus else 1 / self.encode)
+        return self.images * max(*parts, on_cores / cores)
 
 
 def estimate_job(config: Config, console: Console) -> None:
     """Print estimated images, bytes, encoder hours and storage."""
-    shards = list_shards(config.corpus)
-    total_bytes = sum(s.num_bytes for s in shards)
-    picks = np.unique(np.linspace(0, len(shards) - 1, PROBED_SHARDS).astype(int))
+    found = estimate(config)
     table = Table(title="estimate, nothing was written", show_header=False)
-    table.add_row("shards", f"{len(shards):,}")
-    table.add_row("bytes", f"{total_bytes / 1e9:,.3f} GB")
-    if shards[0].format == "embeddings":
-        width = vector_width(shards[0], config.corpus)
-        seen = [(read_vectors(shards[i], config.corpus).read, shards[i].num_bytes) for i in picks]
-        rows = sum(n for n, _ in seen) / max(sum(b for _, b in seen), 1) * total_bytes
-        table.add_row("vectors", f"{rows:,.0f} of width {width}")
+    table.add_row("shards", f"{found.shards:,}")
+    table.add_row("bytes", f"{found.num_bytes / 1e9:,.3f} GB")
+    if found.encode is None or found.decode is None:
+        table.add_row("vectors", f"{found.images:,.0f} of width {found.width}")
     else:
-        seen = []
-        for i in picks:
-            probe = probe_shard(shards[i], config.corpus, PROBED_IMAGES)
-            size = shards[i].num_bytes if probe["shard_complete"] else probe["bytes"]
-            seen.append((probe["images"], size))
-        rows = sum(n for n, _ in seen) / max(sum(b for _, b in seen), 1) * total_bytes
-        width, rate = _encoder_rate(config)
-        table.add_row("images", f"{rows:,.0f}, from {sum(n for n, _ in seen):,} probed")
-        table.add_row("encoder", f"{rate:,.0f} images/s for one worker, timed on this machine")
-        kind = "GPU-hours" if config.compute.gpus_per_worker else "worker-hours"
-        table.add_row(kind, f"{rows / rate / 3600:,.2f} for embedding, decoding beside it")
-    fit = min(rows, config.seeding.fit_rows)
-    storage = rows * (2 * width + 150) + fit * (2 * width + 32)
-    table.add_row("storage", f"{storage / 1e9:,.3f} GB in run_dir")
+        table.add_row("images", f"{found.images:,.0f}, from {found.probed:,} probed")
+        gpus = config.compute.gpus_per_worker > 0
+        of = "one GPU" if gpus else "one core"
+        table.add_row("encoder", f"{found.encode:,.0f} images/s of {of}, timed on this machine")
+        table.add_row("decoding", f"{found.decode:,.0f} images/s of one core")
+        if gpus:
+            hours = found.images / found.encode / 3600
+            table.add_row("GPU-hours", f"{hours:,.2f} for embedding")
+            table.add_row("cores per GPU", f"{found.encode / found.decode:,.1f} to decode for it")
+        else:
+            hours = found.images * (1 / found.encode + 1 / found.decode) / 3600
+            table.add_row("core-hours", f"{hours:,.3f} for embedding")
+        if config.compute.address is None:
+            cores = os.cpu_count() or 1
+            workers = config.compute.workers or cores
+            encoders = 1 if config.compute.backend == "in_process" else workers
+            seconds = found.embed_seconds(workers, cores, gpus, encoders)
+            table.add_row("embedding here", f"{seconds:,.0f} s, after the start")
+    table.add_row("storage", f"{found.storage / 1e9:,.3f} GB in run_dir, and the report")
     console.print(table)
 
 
-def _encoder_rate(config: Config) -> tuple[int, float]:
-    """(width, images per second) of the encoder on ready pixels."""
-    device = "cuda" if config.compute.gpus_per_worker else "cpu"
-    encoder = load_encoder(config.encoder, device)
+def estimate(config: Config) -> Estimate:
+    """List the corpus, probe some shards, time decoding and the encoder."""
+    shards = list_shards(config.corpus)
+    total = sum(s.num_bytes for s in shards)
+    picks = np.unique(np.linspace(0, len(shards) - 1, PROBED_SHARDS).astype(int))
+    probed = [shards[i] for i in picks]
+    rates: dict[str, float] = {}
+    if shards[0].format == "embeddings":
+        width = vector_width(shards[0], config.corpus)
+        vectors = [read_vectors(shard, config.corpus) for shard in probed]
+        seen = [(v.read, s.num_bytes) for v, s in zip(vectors, probed, strict=True)]
+        samples = vectors[0].samples
+    else:
+        seen = [_probe(shard, config) for shard in probed]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as every worker
+        encoder = load_encoder(config.encoder, "cuda" if config.compute.gpus_per_worker else "cpu")
+        rates["encode"] = _encode_rate(encoder, config)
+        rates["decode"], samples = _decode(probed, config)
+        torch.set_num_threads(threads)
+        width = encoder.width
+    rows = sum(n for n, _ in seen) / max(sum(b for _, b in seen), 1) * total
+    storage = _storage(config, round(rows), len(shards), width, _row_bytes(samples))
+    return Estimate(
+        len(shards), total, rows, sum(n for n, _ in seen), width, storage, **rates
+    )  # fmt: skip
+
+
+def _probe(shard: Shard, config: Config) -> tuple[int, int]:
+    """(images, bytes) of the shard, or of its first images."""
+    probe = probe_shard(shard, config.corpus, PROBED_IMAGES)
+    return probe["images"], shard.num_bytes if probe["shard_complete"] else probe["bytes"]
+
+
+def _storage(config: Config, rows: int, shards: int, width: int, row_bytes: float) -> float:
+    """Bytes of the run folder: what every row has, what the fit keeps, what a leaf takes."""
+    spec, fit = config.seeding, max(min(rows, config.seeding.fit_rows), 1)
+    leaves = leaves_wanted(config.k, fit, spec)
+    cells = -(-leaves // spec.cell_leaves)
+    e = min(config.refine.width, width)
+    cell = 4 * e * (width + 2 * config.refine.hidden)  # basis and head of its features
+    leaf = 4 * (e * config.refine.rank + 2 * width) + LEAF_BYTES  # its code, its centroid twice
+    return (
+        rows * (2 * width + 2 * row_bytes + SCORE_BYTES) + shards * SHARD_BYTES
+        + fit * ((1 if cells == 1 else 2) * 2 * width + 32)  # of several cells once more, by cell
+        + cells * cell + leaves * leaf + _texts(config) * 4 * width
+    )  # fmt: skip
+
+
+def _texts(config: Config) -> int:
+    """Candidate texts whose vectors the run keeps, phrases of the corpus not counted."""
+    if text_needs_model(config.encoder):
+        return len(candidates(config))
+    tower = load_text_tower(config.encoder, "cpu")
+    return len(tower.fixed or ()) if tower is not None else 0
+
+
+def _row_bytes(samples: pa.Table) -> float:
+    """What a row takes in ``samples/``, beside the table's footer."""
+    footer = len(in_parquet("samples", samples.slice(0, 0)))
+    return (len(in_parquet("samples", samples)) - footer) / max(len(samples), 1)
+
+
+def _decode(shards: Sequence[Shard], config: Config) -> tuple[float, pa.Table]:
+    """Images that one core reads and decodes in a second, and rows of ``samples/`` as they come."""
+    size, resize, interpolation = pixel_facts(config.encoder)
+    pixels = PixelSpec(size, resize, interpolation)  # type: ignore[arg-type]
+    read, rows, started = 0, list[dict[str, Any]](), time.perf_counter()
+    for shard in shards:
+        for item in islice(read_shard(shard, config.corpus, pixels), TIMED_IMAGES):
+            read += 1
+            if isinstance(item, Sample):
+                rows.append({k: v for k, v in vars(item).items() if k != "pixels"})
+    rate = max(read, 1) / (time.perf_counter() - started)
+    return rate, table_of("samples", rows)
+
+
+def _encode_rate(encoder: Encoder, config: Config) -> float:
+    """Images per second of the encoder on ready pixels."""
     side = encoder.image_size
     blank = np.zeros((config.encoder.batch_size, side, side, 3), np.uint8)
     encoder.encode_images(blank)
     started = time.perf_counter()
     for _ in range(TIMED_BATCHES):
         encoder.encode_images(blank)
-    seconds = time.perf_counter() - started
-    return encoder.width, TIMED_BATCHES * len(blank) / seconds
+    return TIMED_BATCHES * len(blank) / (time.perf_counter() - started)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rrcluster.compute import Compute, Progress, in_order
+from rrcluster.config import Config
 from rrcluster.io.drawings import vocabulary as drawn_vocabulary
 from rrcluster.io.store import Store
 from rrcluster.io.tensors import read_arrays, write_arrays
@@ -32,11 +33,11 @@ class Texts:
     phrases_x: npt.NDArray[np.float32]  # (q, d)
 
 
-def candidates(run: Run) -> list[str]:
+def candidates(config: Config) -> list[str]:
     """Candidate names: the user's, else those that the encoder has learned, else the shipped."""
-    if run.config.caption.vocabulary is None and run.config.encoder.kind == "tiny":
+    if config.caption.vocabulary is None and config.encoder.kind == "tiny":
         return drawn_vocabulary()
-    return load_vocabulary(run.config.caption.vocabulary)
+    return load_vocabulary(config.caption.vocabulary)
 
 
 def candidate_texts(
@@ -47,7 +48,7 @@ def candidate_texts(
     With ready text vectors (an ``.npz``) its names are the candidates, or those of the user's list
     that it has.
     """
-    spec, general = run.config.encoder, candidates(run)
+    spec, general = run.config.encoder, candidates(run.config)
     if text_needs_model(spec):
         own = sorted({*phrases} - {*general})
         found = vectors_of(run.store, compute, spec, [*general, *own], progress)

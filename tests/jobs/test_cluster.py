@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from job_fixtures import assignments, in_process, job, record, without_shards
+from job_fixtures import assignments, estimated_well, in_process, job, record, without_shards
 
 from rrcluster.io import tables
 
@@ -221,6 +221,10 @@ def test_a_dry_run_estimates_and_writes_nothing(drawn, tmp_path) -> None:
     )
     assert 216 <= images <= 264
     assert not run_dir.exists()
+
+
+def test_a_dry_run_tells_what_the_run_comes_to(drawn, finished) -> None:
+    estimated_well([f"corpus.uri={drawn}", "run_dir=", "k=[3,8]", *in_process()], finished)
 
 
 def test_help_explains_settings_and_cfg_prints_them() -> None:

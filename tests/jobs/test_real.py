@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from job_fixtures import assignments, job, record
+from job_fixtures import assignments, estimated_well, job, record
 
 from rrcluster.io import tables
 
@@ -24,8 +24,8 @@ def test_a_thousand_real_photos_end_in_named_clusters(test_data, tmp_path) -> No
             for path in photos[shard * 200 : shard * 200 + 200]:
                 tar.add(path, f"{path.parent.name}/{path.stem}.jpg")
     models, run_dir = test_data / "models", tmp_path / "run"
-    result = job(
-        "cluster", f"corpus.uri={corpus}", f"run_dir={run_dir}", "encoder=timm", *FAST,
+    settings = (
+        f"corpus.uri={corpus}", f"run_dir={run_dir}", "encoder=timm", *FAST,
         "encoder.model=mobilenetv2_100",
         "+encoder.model_options={num_classes:1001,pad_type:same}",
         f"encoder.checkpoint={models / 'mobilenetv2_100_coral_fp16.safetensors'}",
@@ -34,7 +34,9 @@ def test_a_thousand_real_photos_end_in_named_clusters(test_data, tmp_path) -> No
         "encoder.std=[0.5,0.5,0.5]", "encoder.image_size=224",
         f"encoder.text={test_data / 'vectors/text_lvis.npz'}", "k=[8,40]",
     )  # fmt: skip
+    result = job("cluster", *settings)
     assert result.status == 0, result.err
+    estimated_well(settings, run_dir)
     counts = record(run_dir)["reconciliation"]
     assert counts == {"read": 1000, "embedded": 1000, "bad": 0, "ok": True}
     table = assignments(run_dir)
@@ -63,11 +65,13 @@ def test_real_clip_vectors_are_clustered_and_named_by_ready_text_vectors(
     corpus.mkdir()
     for shard, rows in enumerate(np.array_split(np.arange(len(found["x"])), 4)):
         np.save(corpus / f"part{shard}.npy", found["x"][rows])
-    result = job(
-        "cluster", f"corpus.uri={corpus}", "corpus.format=embeddings", f"run_dir={run_dir}",
+    settings = (
+        f"corpus.uri={corpus}", "corpus.format=embeddings", f"run_dir={run_dir}",
         f"encoder.text={test_data / 'vectors/text_lvis.npz'}", "k=10", *FAST,
     )  # fmt: skip
+    result = job("cluster", *settings)
     assert result.status == 0, result.err
+    estimated_well(settings, run_dir)
     table = assignments(run_dir)
     assert table.num_rows == 2500
     from sklearn.metrics import normalized_mutual_info_score
