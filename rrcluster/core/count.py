@@ -7,7 +7,9 @@ cut into blocks.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from rrcluster.core import keys
 from rrcluster.core.cells import routed
 from rrcluster.core.features import FeatureMap, fit_projection
 from rrcluster.core.merge import MergeTree, cut, estimate, group_sums, merge_tree
-from rrcluster.core.model import CellModel, features_of, sum_by_label
+from rrcluster.core.model import CellModel, features_of, moments_by_label
 from rrcluster.core.rate import moment_rates
 from rrcluster.core.shards import Shards
 from rrcluster.records import setting
@@ -49,6 +51,21 @@ class LeafMoments:
 
     mass: Float[Tensor, " k"]
     moments: Float[Tensor, "k e e"]
+
+    @staticmethod
+    def none(k: int, e: int) -> LeafMoments:
+        """Those of no rows."""
+        return LeafMoments(
+            torch.zeros(k, dtype=torch.float64), torch.zeros(k, e, e, dtype=torch.float64)
+        )
+
+    def add(self, z: Tensor, leaf: Tensor, weight: Tensor | None) -> None:
+        """Take a block's rows in, each once or ``weight`` (n,) times; in place."""
+        k = len(self.mass)
+        self.mass.add_(torch.bincount(leaf, weights=weight, minlength=k))
+        rows = z if weight is None else z * weight.sqrt().float()[:, None]
+        for label, second in moments_by_label(rows, leaf, k):
+            self.moments[label] += second
 
 
 @dataclass(frozen=True)
@@ -88,26 +105,20 @@ class MergeSpace:
 
 
 @dataclass(frozen=True)
-class LeafSums:
-    """Statistic: mass (b, k) and moments (b, k, e, e); replicate 0 counts each row once."""
+class LeafRows:
+    """Map: leaf (n,) and features (n, e) of a block's rows, and their weights (b, n) uint8 in each
+    replicate."""
 
     space: MergeSpace
     replicates: int
 
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         leaf, z = self.space.leaf(x), features_of(self.space.features, x)
-        k = self.space.num_leaves
-        found = [sum_by_label(z, leaf, k)]
-        if self.replicates:
-            hashes = content_hashes(x)
-        for replicate in range(1, self.replicates + 1):
-            weight = poisson_weights(hashes, self.space.seed, replicate)
-            _, second = sum_by_label(z * weight.sqrt().float()[:, None], leaf, k)
-            found.append((torch.bincount(leaf, weights=weight, minlength=k), second))
-        return {
-            "mass": torch.stack([mass for mass, _ in found]),
-            "moments": torch.stack([second for _, second in found]),
-        }
+        hashes = content_hashes(x) if self.replicates else np.zeros(len(x), np.uint64)
+        weights = torch.empty(self.replicates, len(x), dtype=torch.uint8)
+        for replicate in range(self.replicates):
+            weights[replicate] = poisson_weights(hashes, self.space.seed, replicate + 1)
+        return leaf, z, weights
 
 
 def moments(shards: Shards, space: MergeSpace) -> LeafMoments:
@@ -116,9 +127,26 @@ def moments(shards: Shards, space: MergeSpace) -> LeafMoments:
 
 
 def resampled(shards: Shards, space: MergeSpace, replicates: int) -> list[LeafMoments]:
-    """Mass and moments of all leaves, then those of each bootstrap replicate, in one pass."""
-    sums = shards.reduce(LeafSums(space, replicates))
-    return [LeafMoments(*part) for part in zip(sums["mass"], sums["moments"], strict=True)]
+    """Mass and moments of all leaves, then those of each bootstrap replicate, in one pass.
+
+    Blocks answer with rows and not with moments: n e numbers, where (b + 1) k e² would be a hundred
+    times as many at the usual sizes.
+    """
+    k, sums = space.num_leaves, list[LeafMoments]()
+    with ThreadPoolExecutor(
+        shards.workers, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for leaf, z, weights in shards.map(LeafRows(space, replicates)):
+            if not sums:
+                e = z.shape[1]
+                sums = [LeafMoments.none(k, e) for _ in range(replicates + 1)]
+            weighted = [None, *weights.double()]
+            list(pool.map(partial(_add, z, leaf), sums, weighted))
+    return sums
+
+
+def _add(z: Tensor, leaf: Tensor, sums: LeafMoments, weight: Tensor | None) -> None:
+    sums.add(z, leaf, weight)
 
 
 def bootstrap_range(middle: int, replicates: list[LeafMoments], spec: CountSpec) -> tuple[int, int]:

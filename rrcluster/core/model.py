@@ -5,6 +5,7 @@ Nothing is stored per row: whoever needs a row's cluster asks the model again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,17 +68,22 @@ def sum_by_label(
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k e e"]]:
     """Mass n_k and moments S_k = Σ z zᵀ of each label, float64, one product per cluster present."""
     e = z.shape[1]
-    mass = torch.bincount(labels, minlength=k).double()
     moments = torch.zeros(k, e, e, dtype=torch.float64)
-    order = labels.argsort(stable=True)
-    grouped = z[order]
-    start = 0
-    for label, size in enumerate(mass.long().tolist()):
+    for label, second in moments_by_label(z, labels, k):
+        moments[label] = second
+    return torch.bincount(labels, minlength=k).double(), moments
+
+
+def moments_by_label(
+    z: Float[Tensor, "n e"], labels: Int[Tensor, " n"], k: int
+) -> Iterator[tuple[int, Float[Tensor, "e e"]]]:
+    """(label, Σ z zᵀ of its rows) of each label that is present, float64."""
+    grouped, start = z[labels.argsort(stable=True)], 0
+    for label, size in enumerate(torch.bincount(labels, minlength=k).tolist()):
         if size:
             rows = grouped[start : start + size]
-            moments[label] = (rows.T @ rows).double()
+            yield label, (rows.T @ rows).double()
             start += size
-    return mass, moments
 
 
 @dataclass(frozen=True)

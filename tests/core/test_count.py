@@ -143,6 +143,30 @@ def test_range_is_the_same_on_one_worker_and_on_two_and_holds_the_estimate() -> 
     assert found[0][1] <= found[0][0] <= found[0][2]
 
 
+def test_what_a_block_answers_grows_with_its_rows_and_not_with_the_leaves() -> None:
+    x, _ = groups(1200, 4, 12)
+    shards = MemoryShards(list(x.split(300)))
+    sizes = []
+    for k in (16, 256):
+        leaf, z, weights = count.LeafRows(space_of(x, k, shards), 8)(x[:300])
+        sizes.append(leaf.nbytes + z.nbytes + weights.nbytes)
+    assert sizes == [300 * (8 + 4 * 6 + 8)] * 2
+
+
+def test_moments_of_replicates_are_those_of_rows_taken_as_often_as_they_weigh() -> None:
+    x, _ = groups(400, 4, 12)
+    shards = MemoryShards(list(x.split(150)))
+    space = space_of(x, 8, shards)
+    whole, replicate = count.resampled(shards, space, 1)
+    weight = count.poisson_weights(count.content_hashes(x), 0, 1).long()
+    for found, rows in ((whole, x), (replicate, x.repeat_interleave(weight, 0))):
+        leaf, z, _ = count.LeafRows(space, 0)(rows)
+        assert torch.equal(found.mass, torch.bincount(leaf, minlength=8).double())
+        for j in range(8):
+            expected = z[leaf == j].double().T @ z[leaf == j].double()
+            assert torch.allclose(found.moments[j], expected, atol=1e-4)
+
+
 def test_leaves_of_two_cells_are_counted_in_one_space() -> None:
     x, y = groups(600, 4, 12)
     shards = MemoryShards([x])
