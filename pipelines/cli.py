@@ -19,6 +19,7 @@ JOBS = {
     "cluster": "image shards to a named tree of clusters",
     "sample": "a balanced sample of a run, in trainers' formats",
     "recluster": "add new shards to a finished run: ids stay, drift is told",
+    "adopt": "a finished hierarchy of ssl-data-curation as a run, to sample from and look at",
     "resolve": "write the current cluster ids of every row of a run",
     "report": "write report/index.html of a run again",
     "evaluate": "score a run's levels against labels",

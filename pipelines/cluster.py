@@ -35,6 +35,7 @@ def main(config: Config) -> int:
 def cluster(config: Config, progress: Progress) -> Record:
     """Run every stage that is not done yet; ``run.json`` as it is at the end."""
     job, record = open_run(config)
+    record.refuse_adopted()
     with start_compute(config) as compute:
         progress = compute.observed(progress)
         embed(job, compute, record, progress)

@@ -31,6 +31,7 @@ from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.refine import RefineSpec
 from rrcluster.core.sample import SampleSpec
 from rrcluster.io.corpus import CorpusSpec
+from rrcluster.io.hierarchy import AdoptSpec
 from rrcluster.models.encoder import EncoderSpec
 from rrcluster.records import UserError, setting
 
@@ -123,6 +124,7 @@ class Config:
     report: ReportSpec = field(default_factory=ReportSpec)
     sample: SampleSpec = field(default_factory=SampleSpec)
     recluster: ReclusterSpec = field(default_factory=ReclusterSpec)
+    adopt: AdoptSpec = field(default_factory=AdoptSpec)
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
     demo: DemoSpec = field(default_factory=DemoSpec)
     run_dir: str = setting("", "folder of the run: local path or object store URI")
@@ -227,6 +229,7 @@ def load(overrides: Sequence[str]) -> Config:
     uri = config.corpus.uri
     config.corpus.uri = [absolute(u) for u in uri] if isinstance(uri, list) else absolute(uri)
     config.run_dir = absolute(config.run_dir)
+    config.adopt.hierarchy = absolute(config.adopt.hierarchy)
     return config
 
 
@@ -270,7 +273,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 # Paths and names: taken as they are typed, so that globs and braces need no quotes of Hydra's.
 _PLAIN = (
     "corpus.uri", "run_dir", "encoder.model", "encoder.checkpoint", "encoder.projection",
-    "encoder.text", "caption.vocabulary", "evaluate.labels", "sample.weights",
+    "encoder.text", "caption.vocabulary", "evaluate.labels", "sample.weights", "adopt.hierarchy",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ FOLLOWS = {
     "refine": "the refined clusters",
     "count": "the estimate of the number of clusters",
     "caption": "the clusters' names and sizes",
+    "adopt": "the clusters that were made elsewhere",
     "write": "every sample's cluster, confidence and outlier score",
 }
 

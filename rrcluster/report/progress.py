@@ -15,8 +15,12 @@ from rrcluster.records import UserError
 STAGES = (
     "manifest", "embed", "select", "seed", "refine", "count", "caption", "write", "report",
 )  # fmt: skip
+ADOPTED = ("manifest", "embed", "adopt", "report")  # of a run whose clusters came from elsewhere
 OPTIONAL = ("select",)  # shown only when the run has it
-PER_SHARD = {"embed": "samples", "write": "assignments/increment=00000"}
+PER_SHARD = {
+    "embed": "samples", "write": "assignments/increment=00000",
+    "adopt": "assignments/increment=00000",
+}  # fmt: skip
 FOOTERS = 512  # shards whose row counts are read while embedding runs; above that, an estimate
 
 
@@ -64,9 +68,10 @@ def read_progress(store: Store, now: datetime | None = None) -> Progress:
     record = store.read_json("run.json")
     shards = int(record.get("corpus", {}).get("shards", 0))
     known = record.get("stages", {})
+    expected = ADOPTED if "adopted" in record else STAGES
     stages = tuple(
         _stage(store, name, known.get(name, {}), shards, now)
-        for name in (*STAGES, *(other for other in known if other not in STAGES))
+        for name in (*expected, *(other for other in known if other not in expected))
         if name in known or name not in OPTIONAL
     )
     counts = record.get("reconciliation") or {}

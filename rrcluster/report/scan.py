@@ -67,10 +67,12 @@ def scan_assignments(now: Current, leaf_ids: npt.NDArray[np.int64], level: int) 
         ids = batch[column].to_numpy()
         at = np.minimum(np.searchsorted(leaf_ids, ids), max(len(leaf_ids) - 1, 0))
         known = leaf_ids[at] == ids if len(leaf_ids) else np.zeros(len(ids), bool)
-        confidence = np.nan_to_num(batch["confidence"].to_numpy(zero_copy_only=False))
-        bins = np.clip((confidence * BINS).astype(np.int64), 0, BINS - 1)
+        confidence = batch["confidence"].to_numpy()
+        known &= ~np.isnan(confidence)  # of clusters that were adopted
+        bins = np.clip((np.nan_to_num(confidence) * BINS).astype(np.int64), 0, BINS - 1)
         histogram += np.bincount((at * BINS + bins)[known], minlength=len(histogram))
-        top = _most_outlying(pa.concat_tables([top, batch]))
+        scored = batch.filter(pc.is_valid(batch["outlier"]))
+        top = _most_outlying(pa.concat_tables([top, scored]))
     found = [
         Example(
             r["sample_id"].hex(), r["shard"], r["row"], "", None,

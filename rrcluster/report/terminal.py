@@ -63,7 +63,7 @@ def _add(table: Table, cluster: Cluster, indent: str, style: str, largest: float
         Text(f"{cluster.size:,}", style=style),
         Text(percent(cluster.share), style=style),
         Text(bar, style="cyan"),
-        f"{cluster.coding_rate:.1f}",
+        f"{cluster.coding_rate:.1f}" if cluster.coding_rate else "–",
     )
 
 

@@ -63,6 +63,7 @@ def recluster(config: Config, start: Callable[[], Compute], progress: Progress) 
     Busy when another job has the run.
     """
     run, record = existing_run(config)
+    record.refuse_adopted()
     if config.corpus.uri:
         corpus = replace(run.config.corpus, uri=config.corpus.uri)
         run = replace(run, config=replace(run.config, corpus=corpus))

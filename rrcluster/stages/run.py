@@ -26,6 +26,7 @@ log = logging.getLogger("rrcluster")
 
 RECORD = "run.json"
 MANIFEST = manifest_name(0)
+ADOPTED = "adopted"  # in the record: where clusters came from that were not fitted here
 PACKAGES = ("torch", "open_clip_torch", "timm", "ray", "pyarrow", "numpy", "pillow")
 
 
@@ -186,6 +187,32 @@ class Record:
                     f"the run in {self.store.uri} was made with {name}={stored.get(name)}; "
                     "keep that value, or choose another run_dir",
                 )
+
+    def adopts(self, run: Run, hierarchy: str) -> None:
+        """Note that the run's clusters come from ``hierarchy``.
+
+        Raises UserError when they come from elsewhere already, or rows are not ready vectors.
+        """
+        if "select" in self.content["stages"]:
+            remedy = "this run was clustered here; choose another run_dir"
+            raise UserError("run_dir", self.store.uri, remedy)
+        if run.config.encoder.kind != "vectors":
+            remedy = "name the .npy vectors that the hierarchy was made from"
+            raise UserError("corpus.uri", run.config.corpus.uri, remedy)
+        if self.content.get(ADOPTED, hierarchy) != hierarchy:
+            remedy = f"the run adopted {self.content[ADOPTED]}; choose another run_dir"
+            raise UserError("adopt.hierarchy", hierarchy, remedy)
+        self.note(ADOPTED, hierarchy)
+
+    def refuse_adopted(self) -> None:
+        """Raise UserError for a run without a model: its clusters were made elsewhere."""
+        if ADOPTED in self.content:
+            raise UserError(
+                "run_dir",
+                self.store.uri,
+                f"its clusters were adopted from {self.content[ADOPTED]} and there is no model "
+                "here; cluster the same vectors into another run_dir",
+            )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,7 @@ from rrcluster.io.current import AssignmentFile, Current, current
 from rrcluster.io.exports import Drawn
 from rrcluster.io.store import Store, npy_header
 from rrcluster.records import UserError
+from rrcluster.stages.adopt import FOLDER as ADOPTED_TREE
 from rrcluster.stages.sample_plan import Population, check_spec, read_population
 from rrcluster.stages.sample_rows import Collect, CountRows, Pick, Plan, Scatter, SortPart
 from rrcluster.stages.steps import run_step
@@ -56,6 +57,9 @@ def sample(config: Config, store: Store, compute: Compute, progress: Progress) -
     spec = check_spec(config.sample, list(MARKS))
     now = current(store)
     population = read_population(now, spec)
+    if spec.max_outlier is not None and store.exists(f"{ADOPTED_TREE}/levels.npy"):
+        remedy = "rows of an adopted run have no outlier scores; leave it out"
+        raise UserError("sample.max_outlier", spec.max_outlier, remedy)
     if not 0 <= spec.schedule_level < now.levels:
         remedy = f"the run has levels 0 to {now.levels - 1}"
         raise UserError("sample.schedule_level", spec.schedule_level, remedy)

@@ -40,6 +40,7 @@ def run_step(
     items: Sequence[Any],
     progress: Progress,
     note: str,
+    stage: str = "sample",
 ) -> list[Numbers]:
     """The answers of all items, in their order; those that have a mark are not done again."""
     marks = store.names(folder, MARK)
@@ -53,5 +54,5 @@ def run_step(
     for at, answer in compute.map(Marked(store, folder, work), todo):
         answers[todo[at][0]] = answer
         done += 1
-        progress("sample", done, len(items), note)
+        progress(stage, done, len(items), note)
     return [a for a in answers if a is not None]
