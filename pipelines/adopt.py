@@ -1,4 +1,4 @@
-"""A finished hierarchy of ssl-data-curation as a run: what was clustered elsewhere, sampled here."""
+"""A finished hierarchy of ssl-data-curation as a run: clustered elsewhere, sampled here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def main(config: Config) -> int:
         job, record = open_run(config)
         record.adopts(job, config.adopt.hierarchy)
         with start_compute(config) as compute:
-            progress = compute.observed(progress)
-            embed(job, compute, record, progress)
-            adopt(job, compute, record, progress)
+            watched = compute.observed(progress)
+            embed(job, compute, record, watched)
+            adopt(job, compute, record, watched)
         record.finish()
         report(job, record, progress)
     return conclude(config, record)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipelines.cli import DONE, run
 from rrcluster.config import Config
-from rrcluster.io.store import filesystem
 from rrcluster.records import UserError
 from rrcluster.report.confusion import confusion_page
+from rrcluster.report.labels import labels_table
 from rrcluster.report.metrics import evaluate_run, evaluation_table
 from rrcluster.stages.run import existing_store
 
@@ -25,12 +24,7 @@ def main(config: Config) -> int:
         raise UserError(
             "evaluate.labels", "", "name a Parquet with columns label and key or sample_id"
         )
-    fs, path = filesystem(spec.labels, config.corpus.storage_options)
-    try:
-        with fs.open(path, "rb") as file:
-            labels = pq.read_table(file)
-    except FileNotFoundError:
-        raise UserError("evaluate.labels", spec.labels, "there is no such file") from None
+    labels = labels_table(spec.labels, config.corpus.storage_options)
     scores = evaluate_run(store, labels, config.seed, spec.bootstraps)
     store.write_json("evaluate/scores.json", scores)
     store.write_bytes(PICTURE, confusion_page(store, scores["worst_mixed"]).encode())

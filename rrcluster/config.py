@@ -97,7 +97,10 @@ class ReportSpec:
 class EvaluateSpec:
     """Scoring against labels, for benchmarks."""
 
-    labels: str = setting("", "Parquet with columns label and key or sample_id")
+    labels: str = setting(
+        "",
+        "Parquet with columns label and key or sample_id; with `sample`, classes are counted too",
+    )
     bootstraps: int = setting(200, "bootstrap resamples behind the intervals")
 
 

@@ -13,7 +13,7 @@ import pickletools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,10 @@ from rrcluster.records import UserError, setting
 
 Ints = npt.NDArray[np.int64]
 FILE = "sorted_clusters.npy"
-_RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
+_RECONSTRUCT = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+}
 _SCALAR = {("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")}
 _NDARRAY, _DTYPE = ("numpy", "ndarray"), ("numpy", "dtype")
 _ENCODE = ("_codecs", "encode")  # bytes, as protocol 2 writes them
@@ -78,8 +81,10 @@ def read_clusters(file: BinaryIO) -> Iterator[Ints]:
     """
     try:
         major, _ = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if major == 1 else (
-            np.lib.format.read_array_header_2_0
+        header = (
+            np.lib.format.read_array_header_1_0
+            if major == 1
+            else (np.lib.format.read_array_header_2_0)
         )
         shape, fortran, dtype = header(file)
     except Exception as error:
@@ -91,7 +96,7 @@ def read_clusters(file: BinaryIO) -> Iterator[Ints]:
         return
     if dtype.kind != "O" or len(shape) not in (1, 2):
         raise NotPlain(f"holds {dtype} of shape {tuple(shape)}, not one array per cluster")
-    count, found = 0, []
+    count, found = 0, list[Any]()
     for item in _items(file):
         if len(shape) == 1:
             yield _integers(item)
@@ -127,7 +132,8 @@ def _follow(file: BinaryIO) -> Iterator[Any]:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     outer: list[Any] | None = None
-    for operation, argument, _ in pickletools.genops(file):
+    operations = cast("Iterator[tuple[Any, Any, Any]]", pickletools.genops(file))
+    for operation, argument, _ in operations:
         name = operation.name
         if name in ("PROTO", "FRAME"):
             continue
@@ -212,7 +218,7 @@ def _build(made: Any, state: tuple[Any, ...]) -> None:
 
 def level_folders(store: Store) -> list[str]:
     """``level1``, ``level2``, ... as far as they go, finest first. Raises UserError without any."""
-    found = []
+    found: list[str] = []
     while store.exists(f"level{len(found) + 1}/{FILE}"):
         found.append(f"level{len(found) + 1}")
     if not found:

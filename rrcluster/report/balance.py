@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from rich.table import Table
 
 from rrcluster.io.store import Store
-from rrcluster.report.plots import Chart, bare_figure, plain_figure
+from rrcluster.report.plots import BARS, Chart, bare_figure, clip, plain_figure
 from rrcluster.report.section import Content, Section
 from rrcluster.report.summary import Summary
 
@@ -43,7 +44,14 @@ def read(store: Store, summary: Summary) -> Content | None:
     ]
     if not found:
         return None
-    return Content({"samples": found}, tuple(map(balance_chart, found[:CHARTS_SHOWN])))
+    classes = {
+        one["name"]: store.read_json(f"sample/{one['name']}/classes.json")
+        for one in found
+        if store.exists(f"sample/{one['name']}/classes.json")
+    }
+    charts = [balance_chart(one) for one in found[:CHARTS_SHOWN]]
+    charts += [class_chart(name, classes[name]) for name in list(classes)[:CHARTS_SHOWN]]
+    return Content({"samples": found, "classes": classes}, tuple(charts))
 
 
 def balance_chart(summary: Mapping[str, Any]) -> Chart:
@@ -74,6 +82,42 @@ def balance_chart(summary: Mapping[str, Any]) -> Chart:
         f"balance-{summary['name']}", f"Balance of sample {summary['name']}", caption,
         plain_figure(figure), ("smallest clusters", "of the corpus", "of the sample"), rows,
     )  # fmt: skip
+
+
+def class_chart(name: str, classes: Mapping[str, Any]) -> Chart:
+    """Share of every labelled class in the corpus and in the sample, most frequent first."""
+    before, after = (share_of(classes[when]) for when in ("before", "after"))
+    names = [clip(n) for n in classes["names"]]
+    ranks = list(range(1, len(names) + 1))
+    lines = [
+        go.Scatter(
+            x=ranks, y=share, mode="lines", line_shape="hvh", meta=meta, name=what,
+            hovertext=[html.escape(n) for n in names],
+            hovertemplate="%{hovertext}<br>%{y:.2%} of " + what + "<extra></extra>",
+        )
+        for share, what, meta in (
+            (before, "the corpus", "before"), (after, "the sample", "line"),
+        )
+    ]  # fmt: skip
+    figure = bare_figure(lines, "classes, most frequent in the corpus first", "share of rows")
+    figure.update_yaxes(rangemode="tozero")
+    figure.add_hline(y=1 / len(names), name="even", line={"dash": "dot"})
+    effective = [classes[f"balance_{when}"]["effective"] for when in ("before", "after")]
+    caption = (
+        f"Labelled classes in sample {name}: an effective number of {effective[1]:,.1f} of "
+        f"{len(names):,} (the corpus {effective[0]:,.1f}). The dotted line is an equal share for "
+        "all. Labels were only counted; they chose nothing."
+    )
+    shown = range(len(names)) if len(names) <= BARS else range(0, len(names), len(names) // BARS)
+    rows = tuple((i + 1, names[i], f"{before[i]:.2%}", f"{after[i]:.2%}") for i in shown)
+    header = ("rank", "class", "of the corpus", "of the sample")
+    title = f"Classes in sample {name}"
+    return Chart(f"balance-classes-{name}", title, caption, plain_figure(figure), header, rows)
+
+
+def share_of(counts: Sequence[int]) -> list[float]:
+    total = max(sum(counts), 1)
+    return [count / total for count in counts]
 
 
 SECTION = Section("balance", "Samples and their balance", "Samples", read)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xxhash
 
+from rrcluster.io.store import filesystem
 from rrcluster.records import UserError
 
 
@@ -27,6 +31,18 @@ class Labels:
         hashes = _hashes(values)
         at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
         return np.where(self.hashes[at] == hashes, self.codes[at], -1).astype(np.int32)
+
+
+def labels_table(uri: str, options: Mapping[str, Any]) -> pa.Table:
+    """The table that evaluate.labels names. Raises UserError when there is none."""
+    fs, path = filesystem(uri, options)
+    try:
+        with fs.open(path, "rb") as file:
+            return pq.read_table(file)
+    except FileNotFoundError:
+        raise UserError("evaluate.labels", uri, "there is no such file") from None
+    except pa.ArrowInvalid as error:
+        raise UserError("evaluate.labels", uri, f"is no Parquet file ({error})") from error
 
 
 def read_labels(table: pa.Table) -> Labels:

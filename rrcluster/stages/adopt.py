@@ -101,7 +101,7 @@ def _owners(
     owner[:] = -1
     seen, clusters = 0, 0
     for members in read_level(source, folder):
-        if len(members) and not (0 <= members.min() and members.max() < len(owner)):
+        if len(members) and (members.min() < 0 or members.max() >= len(owner)):
             raise _misfit(source, folder, f"names member {int(members.max()):,}", len(owner), what)
         owner[members] = clusters
         seen += len(members)
@@ -183,4 +183,3 @@ def write_tables(store: Store, levels: Levels, sizes: Ints) -> None:
         tables.write_table(store, f"clusters/level={level}.parquet", "clusters", table)
         if level:
             sizes = sums(sizes, levels.parent[level], len(ids[level - 1]))
-

@@ -28,7 +28,9 @@ from rrcluster.io.current import AssignmentFile, Current, current
 from rrcluster.io.exports import Drawn
 from rrcluster.io.store import Store, npy_header
 from rrcluster.records import UserError
+from rrcluster.report.labels import labels_table, read_labels
 from rrcluster.stages.adopt import FOLDER as ADOPTED_TREE
+from rrcluster.stages.sample_classes import count_classes
 from rrcluster.stages.sample_plan import Population, check_spec, read_population
 from rrcluster.stages.sample_rows import Collect, CountRows, Pick, Plan, Scatter, SortPart
 from rrcluster.stages.steps import run_step
@@ -46,6 +48,7 @@ MARKS = {name: mark for name, (_, mark) in exports.FORMATS.items()} | {
     name: mark for name, (_, _, mark) in COPIES.items()
 }
 SETTINGS, SUMMARY, WEIGHTS = "settings.json", "summary.json", "weights.parquet"
+CLASSES = "classes.json"  # with evaluate.labels: rows per class before and after
 
 
 def sample(config: Config, store: Store, compute: Compute, progress: Progress) -> dict[str, Any]:
@@ -55,6 +58,8 @@ def sample(config: Config, store: Store, compute: Compute, progress: Progress) -
     others or from another state of the run.
     """
     spec = check_spec(config.sample, list(MARKS))
+    given = config.evaluate.labels
+    labels = read_labels(labels_table(given, config.corpus.storage_options)) if given else None
     now = current(store)
     population = read_population(now, spec)
     if spec.max_outlier is not None and store.exists(f"{ADOPTED_TREE}/levels.npy"):
@@ -83,6 +88,8 @@ def sample(config: Config, store: Store, compute: Compute, progress: Progress) -
         summary["seconds"] = round(time.monotonic() - started, 3)
         store.write_json(f"{folder}/{SUMMARY}", summary)
     write_exports(drawn, now, dataclasses.replace(config, sample=spec), compute, progress)
+    if labels is not None:
+        count_classes(now, drawn, labels, compute, store, f"{folder}/{CLASSES}")
     return summary
 
 

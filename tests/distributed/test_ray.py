@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 from job_fixtures import SMALL
+from sample_run import vectors_run
 from shards_contract import ShardsContract
 
 from pipelines.cluster import cluster
@@ -19,7 +20,9 @@ from rrcluster.config import load
 from rrcluster.core.hierarchy import top_down
 from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.shards import MemoryShards
+from rrcluster.local import InProcessCompute
 from rrcluster.records import UserError
+from rrcluster.stages.sample import sample
 
 
 def make_block(b: int) -> torch.Tensor:
@@ -103,3 +106,18 @@ def test_the_job_on_ray_gives_the_bytes_of_the_job_in_process(
     for path in sorted(finished.rglob("*.parquet")):
         assert (run_dir / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
     assert ray.is_initialized()
+
+
+def test_a_sample_is_the_same_bytes_on_ray_and_in_process(ray_compute, tmp_path) -> None:
+    wanted = ["sample.name=v", "sample.size=200", "sample.leaf_choice=stratified",
+              "sample.dedup_threshold=0.98", "sample.export=[keys,torch,schedule]"]  # fmt: skip
+    for name, compute in (("here", InProcessCompute(1)), ("ray", ray_compute)):
+        store = vectors_run(tmp_path / name)
+        sample(load([f"run_dir={store.uri}", *wanted]), store, compute, silent)
+    compared = 0
+    for path in (tmp_path / "here/sample").rglob("*"):
+        if path.is_file() and path.name != "summary.json":
+            other = tmp_path / "ray" / path.relative_to(tmp_path / "here")
+            assert path.read_bytes() == other.read_bytes(), path.name
+            compared += 1
+    assert compared > 8

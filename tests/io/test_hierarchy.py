@@ -69,8 +69,6 @@ def test_more_clusters_than_a_pickle_writes_at_once_are_read() -> None:
     assert sum(len(f) for f in read_clusters(file_of(objects(many)))) == sum(map(len, many))
 
 
-
-
 @pytest.mark.parametrize("where", ["cluster", "inside a cluster"])
 def test_a_pickle_that_calls_something_is_refused_and_not_run(where, tmp_path) -> None:
     class Touch:
@@ -104,6 +102,6 @@ def test_a_missing_or_foreign_file_is_the_users_mistake_with_a_remedy(tmp_path) 
     (tmp_path / "level1").mkdir()
     (tmp_path / "level1/sorted_clusters.npy").write_bytes(pickle.dumps([1, 2]))
     assert level_folders(store) == ["level1"]
-    with pytest.raises(UserError, match="save np.array") as found:
+    with pytest.raises(UserError, match=r"save np\.array") as found:
         list(read_level(store, "level1"))
     assert found.value.setting == "adopt.hierarchy"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,7 +15,9 @@ from rrcluster.io.current import current
 from rrcluster.io.store import Store
 
 
-def test_a_job_from_and_to_s3_gives_the_bytes_of_the_job_on_disk(s3, drawn, finished) -> None:
+def test_a_job_from_and_to_s3_and_its_sample_give_the_bytes_of_those_on_disk(
+    s3, drawn, finished, tmp_path
+) -> None:
     bucket = s3.bucket()
     fs = s3fs.S3FileSystem(**s3.storage_options)
     for path in drawn.glob("*.tar"):
@@ -37,6 +40,19 @@ def test_a_job_from_and_to_s3_gives_the_bytes_of_the_job_on_disk(s3, drawn, fini
     shown = json.loads(store.read_bytes("run.json"))["config"]["corpus"]["storage_options"]
     assert secret not in shown.values()
     assert set(shown) == set(s3.storage_options)
+    sampled = ("sample.name=v1", "sample.size=60", "sample.export=[keys,torch,webdataset]",
+               "sample.rows_per_tar=25", "compute=in_process")  # fmt: skip
+    there = job("sample", f"run_dir={bucket}/run", f"+corpus.storage_options={options}", *sampled)
+    assert there.status == 0, there.err
+    shutil.copytree(finished, tmp_path / "run")
+    here = job("sample", f"run_dir={tmp_path}/run", *sampled)
+    assert here.status == 0, here.err
+    written = [p for p in (tmp_path / "run/sample/v1").rglob("*") if p.is_file()]
+    for path in written:
+        name = str(path.relative_to(tmp_path / "run"))
+        if path.name != "summary.json":  # it tells seconds
+            assert store.read_bytes(name) == path.read_bytes(), name
+    assert len([p for p in written if p.suffix == ".tar"]) == 3
     manifest = pq.read_table(io.BytesIO(store.read_bytes("manifest/increment=00000.parquet")))
     assert all(uri.startswith(bucket) for uri in manifest["uri"].to_pylist())
     assert np.load(io.BytesIO(store.read_bytes("embeddings/000000.npy"))).dtype == np.float16

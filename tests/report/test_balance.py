@@ -44,3 +44,18 @@ def test_the_chart_has_both_curves_and_their_numbers() -> None:
     assert list(before["y"]) != list(after["y"])
     assert chart.rows[-1] == ("100 %", "100.0%", "100.0%")
     assert len(chart.rows) == 11
+
+
+def test_classes_are_drawn_before_and_after_with_their_names_escaped(tmp_path) -> None:
+    store = make_run(tmp_path)
+    store.write_json("sample/v1/summary.json", summary("v1"))
+    one = {"effective": 1.5, "gini": 0.4, "entropy": 0.4, "covered": 2}
+    classes = {"names": ["<cats>", "dogs"], "before": [90, 10], "after": [30, 10],
+               "balance_before": one, "balance_after": one | {"effective": 1.9}}  # fmt: skip
+    store.write_json("sample/v1/classes.json", classes)
+    page = build_report(store, no_thumbnails)
+    assert "Classes in sample v1" in page
+    assert "an effective number of 1.9 of 2 (the corpus 1.5)" in page
+    assert "<cats>" not in page
+    chart = read(store, gather(store)).charts[-1]
+    assert chart.rows[0] == (1, "<cats>", "90.00%", "75.00%")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sample_run
@@ -201,3 +202,24 @@ def test_random_ignores_clusters(run) -> None:
     assert summary["draws"] == table.num_rows == 76
     assert per_leaf(table)[0] > 25
     assert summary["levels"][1]["after"]["covered"] == np.count_nonzero(per_leaf(table))
+
+
+def test_labels_count_classes_before_and_after_and_choose_nothing(tmp_path) -> None:
+    store = vectors_run(tmp_path / "run")
+    every = pq.read_table(f"{store.uri}/assignments", partitioning=None)
+    label = [f"class {i % 10 // 3}" if i < 16 else None for i in every["level_1"].to_pylist()]
+    path = str(tmp_path / "labels.parquet")
+    pq.write_table(pa.table({"key": every["key"], "label": label}), path)
+    _, plain = draw(store, "sample.size=100", "sample.name=plain")
+    _, table = draw(store, "sample.size=100", f"evaluate.labels={path}")
+    assert ids(table) == ids(plain)
+    found = store.read_json("sample/v/classes.json")
+    leaf = table["level_1"].to_numpy() - 10
+    assert found["names"] == ["class 0", "class 1"]
+    assert found["before"] == [550, 210]
+    assert found["after"] == [int((leaf < 3).sum()), int((leaf >= 3).sum())]
+    assert found["balance_after"]["effective"] > found["balance_before"]["effective"]
+    wrong = str(tmp_path / "wrong.parquet")
+    pq.write_table(pa.table({"key": ["nowhere"], "label": ["x"]}), wrong)
+    with pytest.raises(UserError, match="none of its labels matches"):
+        draw(store, "sample.size=100", f"evaluate.labels={wrong}")
