@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -57,6 +57,9 @@ class Codes(ABC):
     def from_tensors(tensors: dict[str, Tensor]) -> Codes:
         kind = CentroidCodes if "centroids" in tensors else RateCodes
         return kind(**tensors)
+
+
+AnyCodes = TypeVar("AnyCodes", bound=Codes)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,19 @@ class RateCodes(Codes):
         explained = (rows @ self.loadings).square().view(len(rows), k, -1).sum(2)
         norm = rows.square().sum(1, keepdim=True)
         return norm * self.isotropic - explained + (self.constant + self.label)
+
+    def followed_by(self, other: RateCodes, start: int) -> RateCodes:
+        """These clusters, then those of ``other`` from number ``start`` on."""
+        k, e = self.num_clusters, len(self.loadings)
+        both = {
+            f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)[start:]])
+            for f in fields(self)
+            if f.name != "loadings"
+        }
+        rank = self.loadings.shape[1] // k
+        loadings = torch.cat([self.loadings, other.loadings[:, start * rank :]], 1)
+        assert len(other.loadings) == e
+        return RateCodes(loadings=loadings.contiguous(), **both)
 
     def live(self) -> RateCodes:
         """Without the empty clusters, which no row can choose."""
@@ -194,12 +210,12 @@ def costs(z: Float[Tensor, "n e"], codes: Codes) -> Float[Tensor, "n k"]:
 
 
 def with_statistics(
-    codes: Codes,
+    codes: AnyCodes,
     count: Float[Tensor, " k"],
     total: Float[Tensor, " k"],
     squares: Float[Tensor, " k"],
     pseudo_rows: float = 10.0,
-) -> Codes:
+) -> AnyCodes:
     """``codes`` with the mean and standard deviation of the winning costs per cluster.
 
     Small clusters borrow ``pseudo_rows`` rows of the pooled variance: two rows have no spread.

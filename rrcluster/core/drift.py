@@ -37,6 +37,19 @@ class ReclusterSpec:
     min_overlap: float = setting(
         0.3, "a refitted cluster keeps the id of an old one when they share this part of their rows"
     )
+    novelty: bool = setting(True, "open clusters for new concepts between fits")
+    novelty_score: float = setting(
+        1.0, "deviations above its cluster's own rows from which a row's cost sets it aside"
+    )
+    novelty_rows: int = setting(16, "distinct rows set aside that a new cluster needs")
+    novelty_sure_rows: int = setting(
+        64, "rows that open a cluster at once; fewer must pass in two increments"
+    )
+    novelty_gain: float = setting(0.5, "nats per row that a new cluster must save")
+    novelty_times: float = setting(
+        3.0, "how many times as frequent as in the fit a new cluster's rows must be"
+    )
+    buffer_rows: int = setting(20_000, "rows set aside that are kept at most (hash-chosen)")
     max_churn: float = setting(0.5, "warn when a refit moves a larger share of rows to other ids")
 
 

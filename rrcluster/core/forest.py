@@ -16,6 +16,7 @@ from torch import Tensor
 from rrcluster.core.assign import Assignment, assign
 from rrcluster.core.cells import routed
 from rrcluster.core.model import CellModel
+from rrcluster.core.novelty import Novel
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Forest:
 
     cells: Float[Tensor, "c d"]
     models: tuple[CellModel, ...]
-    paths: Int[Tensor, "k L"]
+    paths: Int[Tensor, "k L"]  # of the cells' leaves in turn, then of clusters opened later
     temperature: float
+    novel: Novel | None = None
 
     @property
     def first_leaf(self) -> list[int]:
@@ -69,7 +71,30 @@ def label(forest: Forest, x: Float[Tensor, "n d"]) -> Labels:
             found.cost,
         ),
     )
-    return Labels(leaf, forest.paths[leaf], confidence, outlier, cost)
+    found = Labels(leaf, forest.paths[leaf], confidence, outlier, cost)
+    return found if forest.novel is None else with_novel(forest, x, found)
+
+
+def with_novel(forest: Forest, x: Float[Tensor, "n d"], found: Labels) -> Labels:
+    """The labels by the fit, with the rows that go to clusters opened since."""
+    novel = forest.novel
+    assert novel is not None
+    open_to = (found.outlier > novel.threshold).nonzero()[:, 0]
+    if not len(open_to):
+        return found
+    choice, confidence, outlier, cost = novel.claim(
+        x[open_to], found.leaf[open_to], forest.temperature
+    )
+    moved = choice >= 0
+    rows = open_to[moved]
+    leaf = found.leaf.index_copy(0, rows, forest.first_leaf[-1] + choice[moved])
+    return Labels(
+        leaf,
+        forest.paths[leaf],
+        found.confidence.index_copy(0, rows, confidence[moved]),
+        found.outlier.index_copy(0, rows, outlier[moved]),
+        found.cost.index_copy(0, rows, cost[moved]),
+    )
 
 
 def levels_for(k: str | int | list[int], estimate: int) -> list[int]:

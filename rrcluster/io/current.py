@@ -7,7 +7,12 @@ first increment.
 
 An assignment table keeps the ids of the increment it was written in. ``batches`` gives today's: a
 cluster's own successor by the ``cluster_map`` of every later increment, then the rows that moved
-by themselves (``moved/``), then the parents of the finest cluster.
+by themselves, then the parents of the finest cluster.
+
+``moved/increment=NNNNN/<shard>.parquet`` holds the rows of one shard (of any increment up to N)
+that changed their cluster at increment N while the cluster lived on: ``row int32, old_id int64,
+new_id int64`` (finest level), ``confidence float32, outlier float32`` in the new cluster. A shard
+without such rows has no file.
 """
 
 from __future__ import annotations
@@ -135,7 +140,9 @@ class Current:
                     moved = self._moved(increment, index)
                     if moved is not None:
                         mine = shard == index
-                        finest[mine] = _look_up(*moved, row[mine].astype(np.int64), finest[mine])
+                        finest[mine] = _look_up(
+                            *moved["new_id"], row[mine].astype(np.int64), finest[mine]
+                        )
         ids = [finest]
         for level in reversed(range(1, self.levels)):
             ids.insert(0, _look_up(*self._parents[level], ids[0]))
@@ -157,7 +164,33 @@ class Current:
             for i in np.flatnonzero(stale).tolist():
                 texts[i] = names.get(int(ids[i, -1]), "")
             table = table.set_column(at, "cluster_caption", pa.array(texts, pa.string()))
+        for name in ("confidence", "outlier"):
+            if name in table.column_names:
+                at = table.column_names.index(name)
+                values = self._measured_now(name, table[name].to_numpy(), shard, row, written)
+                table = table.set_column(at, name, pa.array(values, pa.float32()))
         return table
+
+    def _measured_now(
+        self,
+        name: str,
+        values: npt.NDArray[Any],
+        shard: npt.NDArray[np.int32],
+        row: npt.NDArray[np.int32],
+        written: int,
+    ) -> npt.NDArray[Any]:
+        """``confidence`` or ``outlier`` of rows in the cluster that they are in now."""
+        values = values.copy()
+        for increment in self.changes:
+            if increment > written:
+                for index in np.unique(shard).tolist():
+                    moved = self._moved(increment, index)
+                    if moved is not None:
+                        mine = shard == index
+                        values[mine] = _look_up(
+                            *moved[name], row[mine].astype(np.int64), values[mine]
+                        )
+        return values
 
     @cached_property
     def _parents(self) -> dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -193,13 +226,14 @@ class Current:
 
     def _moved(
         self, increment: int, shard: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-        """(row, new finest id) of rows of a shard that moved by themselves; None if none did."""
+    ) -> dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[Any]]] | None:
+        """By column, (row, value) of rows of a shard that moved by themselves; None if none did."""
         name = f"{moved_folder(increment)}/{shard:06d}.parquet"
         if f"{shard:06d}.parquet" not in self._moved_names(increment):
             return None
-        table = tables.read_table(self.store, name, ["row", "new_id"]).sort_by("row")
-        return table["row"].to_numpy().astype(np.int64), table["new_id"].to_numpy()
+        table = tables.read_table(self.store, name).sort_by("row")
+        row = table["row"].to_numpy().astype(np.int64)
+        return {n: (row, table[n].to_numpy()) for n in ("new_id", "confidence", "outlier")}
 
     def _moved_names(self, increment: int) -> set[str]:
         known = self.__dict__.setdefault("_moved_listings", {})
@@ -215,8 +249,9 @@ def current(store: Store) -> Current:
         folder = "assignments/increment=00000"
         return Current(store, 0, ((0, 0, folder),), "clusters", frozenset(), ())
     content = store.read_json(f"{COMMITS}/{commits[-1]}")
-    if content.get("model"):
-        store = store.with_folder("model", content["model"])
+    for folder in ("model", "novelty", "aside"):  # where the current ones are
+        if content.get(folder):
+            store = store.with_folder(folder, content[folder])
     return Current(
         store,
         content["increment"],
@@ -247,10 +282,10 @@ def manifest(store: Store, increment: int) -> tuple[Shard, ...]:
 
 def _look_up(
     keys: npt.NDArray[np.int64],
-    values: npt.NDArray[np.int64],
+    values: npt.NDArray[Any],
     wanted: npt.NDArray[np.int64],
-    otherwise: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.int64]:
+    otherwise: npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
     """The value of each wanted key (``keys`` ascend); ``otherwise`` (the key itself) if absent."""
     otherwise = wanted if otherwise is None else otherwise
     if not len(keys):

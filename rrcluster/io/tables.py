@@ -66,12 +66,22 @@ CLUSTER_MAP = pa.schema(
         ("overlap", pa.float32()),
     ]
 )
+MOVED = pa.schema(
+    [
+        ("row", pa.int32()),
+        ("old_id", pa.int64()),
+        ("new_id", pa.int64()),
+        ("confidence", pa.float32()),
+        ("outlier", pa.float32()),
+    ]
+)
 NAMES = {
     "manifest": MANIFEST,
     "samples": SAMPLES,
     "bad": BAD,
     "clusters": CLUSTERS,
     "cluster_map": CLUSTER_MAP,
+    "moved": MOVED,
 }
 
 

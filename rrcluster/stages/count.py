@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from rrcluster.compute import Progress
@@ -17,9 +19,11 @@ from rrcluster.core.count import (
     merge_tree,
     resampled,
 )
+from rrcluster.core.features import FeatureMap
 from rrcluster.core.forest import Forest, levels_for, nested_paths
 from rrcluster.core.hierarchy import Seeds
 from rrcluster.core.model import CellModel
+from rrcluster.core.novelty import Novel
 from rrcluster.core.shards import MemoryShards, Shards
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
@@ -29,6 +33,7 @@ from rrcluster.stages.tensors import read_tensors, write_tensors
 
 CURVE = "model/count/curve.json"
 FOREST = "model/count/forest.safetensors"
+OPENED = "novelty/forest.safetensors"  # clusters opened between fits, in an increment's version
 CALIBRATION_ROWS = 50_000  # that the largest cell's share is taken from
 
 
@@ -50,6 +55,8 @@ def count(
     forest = Forest(seeds.cells, tuple(models), paths, 1.0)
     tensors = {"cells": seeds.cells, "paths": paths}
     tensors["temperature"] = torch.tensor([temperature_of(forest, shards)])
+    if len(models) > 1:
+        tensors |= {f"space.{name}": t for name, t in space.features.tensors().items()}
     for level in range(paths.shape[1]):
         tensors[f"rates.{level}"] = group_rates(leaves, paths[:, level], spec.eps2)
     run.store.write_json(
@@ -84,10 +91,23 @@ def temperature_of(forest: Forest, shards: Shards) -> float:
 def read_forest(store: Store) -> Forest:
     found = read_tensors(store, FOREST)
     models = tuple(read_cell(store, c) for c in range(len(found["cells"])))
-    return Forest(found["cells"], models, found["paths"], float(found["temperature"][0]))
+    forest = Forest(found["cells"], models, found["paths"], float(found["temperature"][0]))
+    if not store.exists(OPENED):
+        return forest
+    more = read_tensors(store, OPENED)
+    return replace(forest, paths=more["paths"], novel=Novel.from_tensors(more))
+
+
+def read_space(store: Store) -> FeatureMap | None:
+    """Where clusters of all cells are compared; None in a model that did not store it."""
+    found = read_tensors(store, FOREST)
+    if len(found["cells"]) == 1:
+        return read_cell(store, 0).features
+    own = {n.removeprefix("space."): t for n, t in found.items() if n.startswith("space.")}
+    return FeatureMap.from_tensors(own) if own else None
 
 
 def read_rates(store: Store) -> list[list[float]]:
     """Coding rate (nats per sample) of each cluster, per level."""
-    found = read_tensors(store, FOREST)
+    found = read_tensors(store, OPENED if store.exists(OPENED) else FOREST)
     return [found[f"rates.{level}"].tolist() for level in range(found["paths"].shape[1])]

@@ -16,6 +16,7 @@ from rrcluster.stages.run import Run
 from rrcluster.stages.select import INDEX, LoadBlock
 
 FITTED = "model/recluster/fitted.json"
+OPENED_FITTED = "novelty/fitted.json"
 Counts = npt.NDArray[np.int64]
 
 
@@ -28,13 +29,14 @@ class Fitted:
 
 
 def fitted_counts(run: Run, compute: Compute, forest: Forest) -> Fitted:
-    """Counted once per model and kept beside it."""
-    if not run.store.exists(FITTED):
+    """Counted once per model, and per set of clusters opened since, and kept beside it."""
+    name = FITTED if forest.novel is None else OPENED_FITTED
+    if not run.store.exists(name):
         blocks = list(range(run.store.read_json(INDEX)["blocks"]))
         work = CountBlock(LoadBlock.of(run), forest)
         found = np.sum([part for _, part in compute.map(work, blocks)], axis=0)
-        run.store.write_json(FITTED, {"rows": found[0].tolist(), "outliers": found[1].tolist()})
-    content = run.store.read_json(FITTED)
+        run.store.write_json(name, {"rows": found[0].tolist(), "outliers": found[1].tolist()})
+    content = run.store.read_json(name)
     return Fitted(np.asarray(content["rows"], np.int64), np.asarray(content["outliers"], np.int64))
 
 

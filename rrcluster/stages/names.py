@@ -8,6 +8,7 @@ from rrcluster.core.kinds import ENOUGH
 from rrcluster.io.store import Store
 
 NAMES = "model/caption/names.json"
+OPENED_NAMES = "novelty/names.json"  # the same, with clusters opened between fits
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Names:
 
 
 def read_names(store: Store) -> Names:
-    content = store.read_json(NAMES)
+    content = store.read_json(OPENED_NAMES if store.exists(OPENED_NAMES) else NAMES)
     levels = [
         [Named([(t, s) for t, s in n["captions"]], n["exemplars"], n["radius"]) for n in level]
         for level in content["levels"]

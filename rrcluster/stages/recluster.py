@@ -26,12 +26,14 @@ from rrcluster.io.lease import Lease, lease
 from rrcluster.io.manifest import list_shards
 from rrcluster.io.store import Store
 from rrcluster.records import Shard, UserError
+from rrcluster.stages.between_fits import look_between_fits
 from rrcluster.stages.count import read_forest
 from rrcluster.stages.drift import fitted_counts, new_counts
 from rrcluster.stages.embed import embed
-from rrcluster.stages.refit import Ids, refit
+from rrcluster.stages.names import read_names
+from rrcluster.stages.refit import Ids, refit, since_increment
 from rrcluster.stages.run import Record, Run, existing_run
-from rrcluster.stages.write import assignments_folder, cluster_ids, write_rows
+from rrcluster.stages.write import assignments_folder, cluster_ids, write_clusters, write_rows
 
 log = logging.getLogger("rrcluster")
 SHOWN = 20  # clusters that changed most, in the record
@@ -170,15 +172,18 @@ def _add(
         "replaced": sorted(now.replaced | {s.index for s in plan.replaced}),
         "changes": list(now.changes),
         "model": now.content.get("model"),
+        "novelty": now.content.get("novelty"),
+        "aside": now.content.get("aside"),
         "next_id": now.content.get("next_id", _next_id(now)),
         "fitted_rows": base,
         "clusters": f"versions/increment={number:05d}/clusters",
     }
     facts = _facts(plan, found, why, spec.refit, again, ids[-1], embedded)
+    left = tuple(s for s in now.shards if s.index not in set(content["replaced"]))
+    every = (*left, *plan.shards)
     if again:
-        left = tuple(s for s in now.shards if s.index not in set(content["replaced"]))
         done = refit(
-            Run(store, run.config, (*left, *plan.shards)), now, number, total,
+            Run(store, run.config, every), now, number, total,
             Ids(tuple(ids), content["next_id"]), compute, record, progress,
         )  # fmt: skip
         content |= done.content | {"fitted_rows": total}
@@ -186,12 +191,27 @@ def _add(
         if done.facts["churn"] > spec.max_churn:
             log.warning("the refit gave %.0f %% of the rows another id", 100 * done.facts["churn"])
     else:
+        grown = look_between_fits(
+            fresh, now, every, number, forest, ids, content["next_id"], compute, progress
+        )
+        content |= grown.content
+        facts["novelty"] = grown.facts
+        facts["words"] += grown.facts.get("words", [])
+        written = number
+        sizes = np.pad(before + sizes, (0, len(grown.new_ids))) + grown.change
+        if grown.new_ids:
+            # Rows of this increment were written by the model before; some have moved already.
+            written, content["changes"] = number - 1, [*content["changes"], number]
+            since = since_increment(now) | dict.fromkeys(grown.new_ids, number)
+            names = read_names(grown.store)
+            write_clusters(grown.store, grown.forest, names, sizes, content["clusters"], since)
+        else:
+            _write_tables(now, content["clusters"], sizes, ids[-1])
         if plan.shards:
             content["assignments"].append(
-                {"increment": number, "written": number, "folder": folder}
+                {"increment": number, "written": written, "folder": folder}
             )
-        _write_tables(now, content["clusters"], before + sizes, ids[-1])
-        _write_map(store, number, now)
+        _write_map(store, number, now, grown.new_ids)
     held.check()
     name = f"{COMMITS}/increment={number:05d}.json"
     if not store.create(name, json.dumps(content, indent=1).encode()):
@@ -301,11 +321,15 @@ def _write_tables(
         )  # fmt: skip
 
 
-def _write_map(store: Store, number: int, now: Current) -> None:
-    rows = [
+def _write_map(store: Store, number: int, now: Current, new_ids: Sequence[int]) -> None:
+    rows: list[dict[str, Any]] = [
         {"old_id": i, "new_id": i, "level": level, "kind": "kept", "overlap": 1.0}
         for level in range(now.levels)
         for i in now.clusters(level, ["cluster_id"])["cluster_id"].to_pylist()
+    ]
+    rows += [
+        {"old_id": None, "new_id": i, "level": now.levels - 1, "kind": "new", "overlap": 0.0}
+        for i in new_ids
     ]
     name = f"cluster_map/increment={number:05d}.parquet"
     tables.write_table(store, name, "cluster_map", tables.table_of("cluster_map", rows))

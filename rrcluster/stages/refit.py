@@ -75,7 +75,9 @@ def refit(
         sizes = write_rows(again, compute, progress, rows, folder)
         counts |= {"shards": len(run.shards), "rows": int(sizes.sum())}
     known = {i for level in ids.levels for i in level.tolist()}
-    since = _since(now) | {int(i): number for level in chosen for i in level if int(i) not in known}
+    since = since_increment(now) | {
+        int(i): number for level in chosen for i in level if int(i) not in known
+    }
     write_clusters(store, new, read_names(store), sizes, f"{version}/clusters", since)
     kinds = _write_map(run, number, overlaps, ids, chosen)
     kept = sum(
@@ -88,6 +90,8 @@ def refit(
         {
             "assignments": [{"increment": number, "written": number, "folder": folder}],
             "model": f"{version}/model",
+            "novelty": None,  # what was opened since the last fit, and what was set aside
+            "aside": None,
             "next_id": unused,
         },
         {"kinds": kinds, "churn": round(1 - kept / max(float(pairs.sum()), 1.0), 6)},
@@ -150,7 +154,8 @@ def _choose(
     return chosen, unused
 
 
-def _since(now: Current) -> dict[int, int]:
+def since_increment(now: Current) -> dict[int, int]:
+    """The increment that each cluster id came with."""
     found: dict[int, int] = {}
     for level in range(now.levels):
         table = now.clusters(level, ["cluster_id", "since_increment"]).to_pydict()

@@ -26,6 +26,7 @@ GROUP_ROWS = 5_000_000  # rows of one part with write.partition_by=cluster: few,
 
 
 IDS = "model/ids.json"  # per level, the id of each cluster of a model that was fitted again
+OPENED_IDS = "novelty/ids.json"  # the same, with clusters opened between fits
 
 
 def cluster_ids(store: Store, forest: Forest) -> list[npt.NDArray[np.int64]]:
@@ -33,8 +34,9 @@ def cluster_ids(store: Store, forest: Forest) -> list[npt.NDArray[np.int64]]:
 
     A run's first model numbers its levels in turn, coarse first; a later one has its ids stored.
     """
-    if store.exists(IDS):
-        return [np.asarray(level, np.int64) for level in store.read_json(IDS)]
+    for name in (OPENED_IDS, IDS):
+        if store.exists(name):
+            return [np.asarray(level, np.int64) for level in store.read_json(name)]
     starts = np.cumsum([0, *forest.clusters_per_level])
     return [np.arange(a, b, dtype=np.int64) for a, b in pairwise(starts.tolist())]
 

@@ -14,7 +14,6 @@ MAP = pa.schema(
     [("old_id", pa.int64()), ("new_id", pa.int64()), ("level", pa.int32()), ("kind", pa.string()),
      ("overlap", pa.float32())]
 )  # fmt: skip
-MOVED = pa.schema([("row", pa.int32()), ("old_id", pa.int64()), ("new_id", pa.int64())])
 
 
 def assign(store: Store, folder: str, shard: int, finest: list[int], parents: list[int]) -> None:
@@ -70,7 +69,10 @@ def commit(store: Store) -> None:
     ]
     table = pa.Table.from_pylist(rows, schema=MAP)
     tables.write_table(store, "cluster_map/increment=00001.parquet", "cluster_map", table)
-    moved = pa.Table.from_pylist([{"row": 1, "old_id": 4, "new_id": 5}], schema=MOVED)
+    moved = pa.Table.from_pylist(
+        [{"row": 1, "old_id": 4, "new_id": 5, "confidence": 0.25, "outlier": 0.5}],
+        schema=tables.MOVED,
+    )
     tables.write_table(store, "moved/increment=00001/000001.parquet", "moved", moved)
     store.write_json(
         "commits/increment=00001.json",

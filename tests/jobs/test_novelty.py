@@ -1,0 +1,96 @@
+"""A concept that comes slowly, over increments, gets a cluster, and all its rows go there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from job_fixtures import SMALL, record
+
+from pipelines.cluster import cluster
+from rrcluster.compute import silent
+from rrcluster.config import load
+from rrcluster.io.current import current
+from rrcluster.io.store import Store
+from rrcluster.local import InProcessCompute
+from rrcluster.stages.recluster import recluster
+from rrcluster.stages.report import report
+from rrcluster.stages.run import existing_run
+
+WIDTH = 24
+
+
+def rows_of(concept: int, count: int, seed: int) -> np.ndarray:
+    x = np.eye(WIDTH)[concept] + 0.07 * np.random.default_rng(seed).normal(size=(count, WIDTH))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+
+
+def grow(folder: Path, layout: str, *shards: np.ndarray) -> dict:
+    number = len(list((folder / "corpus").glob("*.npy")))
+    for i, x in enumerate(shards, number):
+        np.save(folder / "corpus" / f"{i}.npy", x)
+    settings = [f"run_dir={folder / 'run'}", "compute=in_process", "recluster.refit=never"]
+    if number == 0:
+        made = ["corpus.format=embeddings", f"corpus.uri={folder / 'corpus'}", "k=[2,4]", *SMALL]
+        made += ["refine.rounds=0", "recluster.novelty_rows=12", f"write.partition_by={layout}"]
+        cluster(load([*settings[:2], *made]), silent)
+        return {}
+    return recluster(load(settings), lambda: InProcessCompute(), silent).facts
+
+
+def everything(folder: Path) -> list[dict]:
+    now = current(Store(str(folder / "run")))
+    columns = ["shard", "row", "level_0", "level_1", "confidence", "outlier"]
+    found = pa.concat_tables(now.batches(columns)).to_pylist()
+    return sorted(found, key=lambda r: (r["shard"], r["row"]))
+
+
+@pytest.mark.parametrize("layout", ["shard", "cluster"])
+def test_a_slow_concept_opens_a_cluster_and_early_rows_of_it_move_there(tmp_path, layout) -> None:
+    (tmp_path / "corpus").mkdir()
+    old = np.concatenate([rows_of(c, 120, c) for c in range(4)])
+    few = rows_of(7, 2, 7)  # of the concept to come, too few to be seen
+    grow(tmp_path, layout, np.concatenate([old, few]))
+    before = everything(tmp_path)
+    opened = []
+    for night in range(4):
+        mixed = np.concatenate([rows_of(7, 9, 50 + night), rows_of(night, 40, 90 + night)])
+        facts = grow(tmp_path, layout, mixed)
+        opened += [o["cluster_id"] for o in facts["novelty"]["opened"]]
+        if night == 0:
+            assert not opened  # nine rows are not enough, and one look is not
+    (new,) = opened
+    told = record(tmp_path / "run")["increments"].values()
+    assert "a new concept opened cluster" in str([part["words"] for part in told])
+    rows = everything(tmp_path)
+    concept = [r for r in rows if (r["row"] >= 480 if r["shard"] == 0 else r["row"] < 9)]
+    inside = [r for r in rows if r["level_1"] == new]
+    assert sum(r["level_1"] == new for r in concept) >= 0.8 * len(concept)
+    assert all(r in concept for r in inside)
+    assert any(r["shard"] == 0 for r in inside)
+    unchanged = [r for r in rows if r["shard"] == 0 and r["level_1"] != new]
+    assert all(r in before for r in unchanged)
+    # The same rows once more, in a later shard: the same answers to the bit.
+    again = np.load(tmp_path / "corpus/0.npy")
+    grow(tmp_path, layout, again)
+    rows = everything(tmp_path)
+    last = max(r["shard"] for r in rows)
+    first, copied = ([r | {"shard": 0} for r in rows if r["shard"] == s] for s in (0, last))
+    assert first == copied
+    fine = pq.read_table(tmp_path / "run/clusters/level=1.parquet", partitioning=None).to_pylist()
+    sizes = {c["cluster_id"]: c["size"] for c in fine}
+    assert sizes == {i: sum(r["level_1"] == i for r in rows) for i in sizes}
+    (opened_row,) = [c for c in fine if c["cluster_id"] == new]
+    assert opened_row["since_increment"] > 0
+    assert opened_row["exemplars"]
+    parent = {c["cluster_id"]: c["parent_id"] for c in fine}
+    assert all(r["level_0"] == parent[r["level_1"]] for r in rows)
+    report(*existing_run(load([f"run_dir={tmp_path / 'run'}"])), silent)
+    # A fit on everything ends the waiting, and starts anew.
+    settings = [f"run_dir={tmp_path / 'run'}", "recluster.refit=always"]
+    facts = recluster(load(settings), lambda: InProcessCompute(), silent).facts
+    assert facts["refit"]["churn"] < 0.5
+    assert len(everything(tmp_path)) == len(rows)
