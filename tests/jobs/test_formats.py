@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import webdataset
 from job_fixtures import assignments, in_process, job, record
 from safetensors.torch import save_file
 
@@ -64,6 +66,27 @@ def test_parquet_and_folders_give_the_clusters_of_tars(make, drawn, finished, tm
 
     assert [r[:1] + r[2:] for r in by_id(run_dir)] == [r[:1] + r[2:] for r in by_id(finished)]
     assert {r[0]: r[1] for r in by_id(run_dir)} == {r[0]: r[1] for r in by_id(finished)}
+    copies_hold_the_original_images(run_dir, {key: image for key, image, _ in samples(drawn)})
+
+
+def copies_hold_the_original_images(run_dir: Path, images: dict[str, bytes]) -> None:
+    """Both exports that copy images, of a corpus without tars."""
+    result = job(
+        "sample", f"run_dir={run_dir}", "compute=in_process", "sample.name=v", "sample.size=50",
+        "sample.export=[webdataset,streaming]", "sample.rows_per_tar=20",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    keys = pq.read_table(run_dir / "sample/v/weights.parquet")["key"].to_pylist()
+    tars = sorted(str(p) for p in (run_dir / "sample/v/webdataset").glob("*.tar"))
+    found = list(webdataset.WebDataset(tars, shardshuffle=False))
+    names = {Path(key).stem: image for key, image in images.items()}
+    assert [s["jpg"] for s in found] == [names[Path(key).stem] for key in keys]
+    index = json.loads((run_dir / "sample/v/streaming/index.json").read_text())
+    content = b"".join(
+        (run_dir / "sample/v/streaming" / shard["raw_data"]["basename"]).read_bytes()
+        for shard in index["shards"]
+    )
+    assert all(names[Path(key).stem] in content for key in keys)
 
 
 def test_a_named_open_clip_model_with_a_local_checkpoint_does_the_whole_job(

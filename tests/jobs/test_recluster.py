@@ -149,6 +149,14 @@ def test_a_refit_keeps_ids_and_rewrites_all_rows_beside_the_old_ones(grown) -> N
     tables = [pq.read_table(p) for p in sorted(run_dir.glob("resolved/*/*.parquet"))]
     assert sum(len(t) for t in tables) == rows.num_rows
     assert job("recluster", f"run_dir={run_dir}", *IN_PROCESS).out.strip().endswith("nothing new")
+    drawn = job("sample", f"run_dir={run_dir}", "compute=in_process", "sample.name=after",
+                "sample.size=90", "sample.leaf_choice=closest")  # fmt: skip
+    assert drawn.status == 0, drawn.err
+    sample = pq.read_table(run_dir / "sample/after/weights.parquet").to_pylist()
+    assert len(sample) == 90
+    now = {(r["shard"], r["row"]): r["level_1"] for r in rows.to_pylist()}
+    assert all(now[r["shard"], r["row"]] == r["level_1"] for r in sample)
+    assert {r["level_1"] for r in sample} == set(new["cluster_id"].to_pylist())
 
 
 def test_two_jobs_at_once_are_told_apart_and_one_of_them_adds_the_increment(grown) -> None:
