@@ -21,7 +21,7 @@ from torch import Tensor
 from rrcluster.core import keys
 from rrcluster.core.cells import routed
 from rrcluster.core.features import FeatureMap, fit_projection
-from rrcluster.core.merge import MergeTree, cut, estimate, group_sums, merge_tree
+from rrcluster.core.merge import MergeTree, cut, estimate, group_sums, lengths_along, merge_tree
 from rrcluster.core.model import CellModel, features_of, moments_by_label
 from rrcluster.core.rate import moment_rates
 from rrcluster.core.shards import Shards
@@ -149,27 +149,28 @@ def _add(z: Tensor, leaf: Tensor, sums: LeafMoments, weight: Tensor | None) -> N
     sums.add(z, leaf, weight)
 
 
-def bootstrap_range(middle: int, replicates: list[LeafMoments], spec: CountSpec) -> tuple[int, int]:
-    """The estimate ``middle``, moved by how far the replicates' lie below and above their median.
+def bootstrap_range(
+    tree: MergeTree, replicates: list[LeafMoments], spec: CountSpec
+) -> tuple[int, int]:
+    """The tree's estimate, moved by how far the replicates' lie below and above their median.
 
     Repeated rows make clusters look tighter than they are, so resampled estimates lie too high by
     an amount that they share (food photos: 25 to 28 around an estimate of 17); their spread is
     what they can tell.
     """
-    others = bootstrap_counts(replicates, spec)
+    middle, others = estimate(tree), bootstrap_counts(tree, replicates, spec)
     if not others:
         return middle, middle
     median = sorted(others)[len(others) // 2]
     return max(1, middle + min(others) - median), middle + max(others) - median
 
 
-def bootstrap_counts(parts: list[LeafMoments], spec: CountSpec) -> list[int]:
-    """The estimate of each resampling."""
-    found = []
-    for part in parts:
-        tree = merge_tree(part.mass, part.moments, spec.eps2, spec.neighbours, spec.shrinkage)
-        found.append(estimate(tree))
-    return found
+def bootstrap_counts(tree: MergeTree, parts: list[LeafMoments], spec: CountSpec) -> list[int]:
+    """The estimate of each resampling, along the merges of ``tree``."""
+    return [
+        int(lengths_along(tree, p.mass, p.moments, spec.eps2, spec.shrinkage).argmin()) + 1
+        for p in parts
+    ]
 
 
 def content_hashes(x: Float[Tensor, "n d"]) -> npt.NDArray[np.uint64]:

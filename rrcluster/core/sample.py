@@ -6,8 +6,9 @@ its rows (``core.order``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,11 @@ class SampleSpec:
         "hierarchical",
         "hierarchical: even over the tree, level by level; flat: even over the finest clusters; "
         "proportional: by size^temperature; random: clusters do not matter",
+    )
+    levels: list[Any] = setting(
+        [],
+        "levels that method=hierarchical pours the budget through, e.g. [1,2]; empty: all. A level "
+        "much coarser than the concepts that should come equally often makes them share",
     )
     temperature: float = setting(
         0.5, "exponent of method=proportional: 1 follows the corpus, 0 is flat"
@@ -80,6 +86,18 @@ class Levels:
         for level in range(1, len(self.ids)):
             found = found[self.parent[level]] | marked[level]
         return found
+
+    def above(self, level: int, ancestor: int) -> Ints:
+        """(clusters of ``level``,) the position of each one's ancestor in a coarser level."""
+        at = np.arange(len(self.ids[level]))
+        for between in range(level, ancestor, -1):
+            at = self.parent[between][at]
+        return at
+
+    def only(self, wanted: Sequence[int]) -> tuple[int, ...]:
+        """The wanted levels with the finest one, ascending; all when none is named."""
+        depth = len(self.ids)
+        return tuple(sorted({*wanted, depth - 1})) if wanted else tuple(range(depth))
 
     def path(self) -> Ints:
         """(leaves, L) cluster ids from the coarsest to the finest."""
@@ -147,18 +165,22 @@ def allocate(
         root = np.zeros(levels.num_leaves, np.int64)
         keys = cluster_keys(levels.ids[-1], seed)
         return Budgets(water_fill(total, root, lower, upper, weight, keys), spec.size)
+    kept = levels.only(spec.levels)
     lowers, uppers = [lower], [upper]
-    for level in reversed(range(1, depth)):
-        above = len(levels.ids[level - 1])
-        lowers.insert(0, sums(lowers[0], levels.parent[level], above))
-        uppers.insert(0, sums(uppers[0], levels.parent[level], above))
+    for coarse, fine in reversed(list(pairwise(kept))):
+        parent, count = levels.above(fine, coarse), len(levels.ids[coarse])
+        lowers.insert(0, sums(lowers[0], parent, count))
+        uppers.insert(0, sums(uppers[0], parent, count))
     budget = total
-    for level in range(depth):
-        weight = given.get(level, np.ones(len(levels.ids[level])))
+    for number, level in enumerate(kept):
+        before = kept[number - 1] if number else -1
+        parent = levels.above(level, before) if number else np.zeros(len(levels.ids[level]), int)
+        weight = np.ones(len(levels.ids[level]))
+        for own in range(before + 1, level + 1):  # a level that is left out weighs what is below
+            if own in given:
+                weight = weight * given[own][levels.above(level, own)]
         keys = cluster_keys(levels.ids[level], seed)
-        budget = water_fill(
-            budget, levels.parent[level], lowers[level], uppers[level], weight, keys
-        )
+        budget = water_fill(budget, parent, lowers[number], uppers[number], weight, keys)
     return Budgets(budget, spec.size)
 
 

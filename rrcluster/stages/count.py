@@ -47,7 +47,7 @@ def count(
     leaves, *replicates = resampled(shards, space, spec.replicates)
     tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours, spec.shrinkage)
     found = estimate(tree)
-    low, high = bootstrap_range(found, replicates, spec)
+    low, high = bootstrap_range(tree, replicates, spec)
     chosen = levels_for(asked, found)
     if chosen[-1] > tree.num_leaves:
         raise UserError("k", asked, f"refinement left {tree.num_leaves} clusters; ask for fewer")

@@ -91,6 +91,11 @@ def read_population(now: Current, spec: SampleSpec) -> Population:
             "this run has no levels to sample from: its clusters and assignments are not written "
             "yet; finish `rrcluster cluster run_dir=...` first",
         )
+    for level in spec.levels:
+        if not isinstance(level, int) or not 0 <= level < now.levels:
+            raise UserError(
+                "sample.levels", spec.levels, f"the run has levels 0 to {now.levels - 1}"
+            )
     ids, parents, texts, size = [], [], [], np.zeros(0, np.int64)
     for level in range(now.levels):
         columns = ["cluster_id", "parent_id", "size", "captions"]

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 from rrcluster.core import count
 from rrcluster.core.codes import CentroidCodes, pooled_spread
 from rrcluster.core.features import fit_projection
-from rrcluster.core.merge import own_lengths, row_lengths
+from rrcluster.core.merge import lengths_along, own_lengths, row_lengths
 from rrcluster.core.model import CellModel, sum_by_label
 from rrcluster.core.shards import MemoryShards
 
@@ -138,9 +138,18 @@ def test_range_is_the_same_on_one_worker_and_on_two_and_holds_the_estimate() -> 
         whole, *replicates = count.resampled(shards, space, spec.replicates)
         tree = count.merge_tree(whole.mass, whole.moments, spec.eps2)
         middle = count.estimate(tree)
-        found.append((middle, *count.bootstrap_range(middle, replicates, spec)))
+        found.append((middle, *count.bootstrap_range(tree, replicates, spec)))
     assert found[0] == found[1]
     assert found[0][1] <= found[0][0] <= found[0][2]
+
+
+def test_lengths_along_a_tree_are_those_that_it_was_built_with() -> None:
+    mass, moments = leaves(12, 6, seed=3)
+    tree = count.merge_tree(mass, moments, EPS2, shrinkage=100.0)
+    again = lengths_along(tree, mass, moments, EPS2, 100.0)
+    torch.testing.assert_close(again, tree.lengths, rtol=1e-9, atol=1e-6)
+    doubled = lengths_along(tree, 2 * mass, 2 * moments, EPS2, 100.0)
+    assert (doubled > again).all()
 
 
 def test_what_a_block_answers_grows_with_its_rows_and_not_with_the_leaves() -> None:

@@ -133,6 +133,23 @@ def test_a_weight_of_a_coarse_cluster_holds_for_what_is_below() -> None:
         assert found.tolist() == [30, 30, 10, 10]
 
 
+def test_levels_that_are_left_out_pour_nothing_and_still_weigh() -> None:
+    deep = Levels(
+        (np.arange(2), np.arange(2, 5), np.arange(5, 11)),
+        (np.zeros(2, int), np.array([0, 0, 1]), np.array([0, 0, 0, 1, 1, 2])),
+    )
+    many = np.full(6, 1000)
+    whole = allocate(deep, many, SampleSpec(size=120), 0).leaf.tolist()
+    assert whole == [10, 10, 10, 15, 15, 60]
+    middle = allocate(deep, many, SampleSpec(size=120, levels=[1]), 0).leaf
+    assert sorted(middle.tolist()) == sorted([13, 13, 14, 20, 20, 40])
+    flat = allocate(deep, many, SampleSpec(size=120, method="flat"), 0).leaf
+    assert (allocate(deep, many, SampleSpec(size=120, levels=[2]), 0).leaf == flat).all()
+    tilted = allocate(deep, many, SampleSpec(size=160, levels=[1]), 0, {0: np.array([1.0, 2.0])})
+    assert tilted.leaf[5] == 80
+    assert tilted.leaf[:3].sum() == 40
+
+
 def test_balance_of_even_and_of_one_sided_counts() -> None:
     even = balance(np.full(8, 5))
     assert even["effective"] == pytest.approx(8)

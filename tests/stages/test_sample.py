@@ -176,6 +176,7 @@ def test_weights_by_id_and_by_caption_tilt_the_sample(run) -> None:
         (["sample.min_per_cluster=9", "sample.max_per_cluster=3"], "sample.max_per_cluster", "9"),
         (["sample.dedup_threshold=95"], "sample.dedup_threshold", "cosine"),
         (["sample.multiplier=0"], "sample.multiplier", "at least 1"),
+        (["sample.levels=[0,2]"], "sample.levels", "levels 0 to 1"),
         (["sample.method=random", "sample.min_per_cluster=1"], "sample.min_per_cluster", "random"),
     ],
 )  # fmt: skip
