@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,87 @@ class Drift:
     expected_distance: float  # of a sample of this size without any drift
     old_outliers: float  # share of all rows
     new_outliers: float
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Per cluster: rows and outliers (k,), sum of rows (k, d), of their costs and squared costs."""
+
+    rows: Counts
+    outliers: Counts
+    total: npt.NDArray[np.float64]
+    cost: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+
+    @staticmethod
+    def none(k: int, d: int) -> Sums:
+        """Those of no rows."""
+        count, real = np.zeros((2, k), np.int64), np.zeros((2, k))
+        return Sums(count[0], count[1], np.zeros((k, d)), real[0], real[1])
+
+    def add(self, clusters: Counts, part: Sums) -> None:
+        """Take in the sums of some clusters; in place."""
+        for mine, more in zip(vars(self).values(), vars(part).values(), strict=True):
+            mine[clusters] += more
+
+
+def sums_of(
+    x: npt.NDArray[Any], cluster: Counts, k: int, outlier: npt.ArrayLike, cost: npt.ArrayLike
+) -> Sums:
+    """The sums of rows x (n, d) of ``cluster`` 0..k−1."""
+    found = Sums.none(k, x.shape[1])
+    costs = np.asarray(cost, np.float64)
+    found.rows[:] = np.bincount(cluster, minlength=k)
+    found.outliers[:] = np.bincount(cluster[np.asarray(outlier) > OUTLIER], minlength=k)
+    found.cost[:] = np.bincount(cluster, costs, minlength=k)
+    found.squares[:] = np.bincount(cluster, costs**2, minlength=k)
+    order = np.argsort(cluster, kind="stable")
+    first = np.concatenate([[0], np.cumsum(found.rows)])
+    for j in range(k):
+        found.total[j] = x[order[first[j] : first[j + 1]]].sum(0, dtype=np.float64)
+    return found
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Per cluster (k,), not a number where it has no new rows or no old ones.
+
+    ``shift`` is the distance between the means of old and new unit rows, ``shift_by_chance`` what
+    sampling alone gives; ``rate`` is how many nats a new row costs more, and its standard error.
+    """
+
+    shift: npt.NDArray[np.float64]
+    shift_by_chance: npt.NDArray[np.float64]
+    rate: npt.NDArray[np.float64]
+    rate_error: npt.NDArray[np.float64]
+
+
+def moved(old: Sums, new: Sums) -> Moved:
+    """How each cluster's new rows lie beside its old ones, and what they cost."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = 1 / old.rows + 1 / new.rows  # of a variance, in that of a difference of means
+        there, here = (s.total / s.rows[:, None] for s in (old, new))
+        spread = np.clip(1 - (there**2).sum(1), 0, None)  # E‖x − mean‖² of unit rows
+        before, after = old.cost / old.rows, new.cost / new.rows
+        variance = np.clip(old.squares / old.rows - before**2, 0, None)
+        empty = (old.rows == 0) | (new.rows == 0)
+        found = Moved(
+            np.sqrt(((there - here) ** 2).sum(1)), np.sqrt(spread * share),
+            after - before, np.sqrt(variance * share),
+        )  # fmt: skip
+    for values in vars(found).values():
+        values[empty] = np.nan
+    return found
+
+
+def against_history(what: str, now: float, earlier: Sequence[float]) -> str:
+    """A share in words beside that of the increments before."""
+    if not earlier:
+        return f"{what} {now:.1%}; no increment before it since the fit"
+    if len(earlier) == 1:
+        return f"{what} {now:.1%}; {earlier[0]:.1%} in the increment before"
+    middle, spread = float(np.mean(earlier)), float(np.std(earlier, ddof=1))
+    return f"{what} {now:.1%}; {middle:.1%} ± {spread:.1%} in the {len(earlier)} increments before"
 
 
 def drift(old: Counts, new: Counts, old_outliers: Counts, new_outliers: Counts) -> Drift:

@@ -31,7 +31,9 @@ def read(store: Store, summary: Summary) -> Content | None:
             + "; ".join(last["reasons"])
             + "): run `rrcluster recluster` with `recluster.refit=always`.",
         )
-    return Content({"parts": parts, "number": number, "moved": moved}, steps=steps)
+    return Content(
+        {"parts": parts, "number": number, "moved": moved, "words": last["words"]}, steps=steps
+    )
 
 
 SECTION = Section("drift", "What increments changed", "Increments", read)

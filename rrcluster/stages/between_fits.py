@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from rrcluster.compute import Compute, Progress, in_order
 from rrcluster.core.forest import Forest
+from rrcluster.io import tables
 from rrcluster.io.current import Current
 from rrcluster.io.store import Store
 from rrcluster.records import Shard
@@ -84,5 +85,9 @@ def look_between_fits(
     facts["words"].append(f"{moved} rows went to new clusters; {sum(len(_.x) for _ in parts)} rows "
                           "of this increment had been set aside")  # fmt: skip
     facts["moved"] = moved
+    old = {s.index for s in now.shards}
+    facts["asked_again"] = sum(  # rows of earlier increments that the wider model was asked for
+        tables.num_rows(store, f"samples/{s.name}.parquet") for s in every if s.index in old
+    )
     content |= {"novelty": f"{version}/novelty", "next_id": unused + len(opened)}
     return Grown(to, wider, new_ids, opened, change, content, facts)

@@ -1,87 +1,72 @@
-"""What drift is measured on: rows and outliers per cluster, of the fit and of new shards."""
+"""What drift is measured on: sums per cluster, of the fit's rows and of new shards' rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from rrcluster.compute import Compute
-from rrcluster.core.drift import OUTLIER
+from rrcluster.compute import Compute, in_order
+from rrcluster.core.drift import Sums, sums_of
 from rrcluster.core.forest import Forest, label
-from rrcluster.io import tables
 from rrcluster.io.store import Store
 from rrcluster.stages.run import Run
 from rrcluster.stages.select import INDEX, LoadBlock
+from rrcluster.stages.tensors import read_tensors, write_tensors
 
-FITTED = "model/recluster/fitted.json"
-OPENED_FITTED = "novelty/fitted.json"
-Counts = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Rows and outliers per finest cluster (k,) among the rows of the fit: a bounded sample."""
-
-    rows: Counts
-    outliers: Counts
+FITTED = "model/recluster/fitted.safetensors"
+OPENED_FITTED = "novelty/fitted.safetensors"
 
 
-def fitted_counts(run: Run, compute: Compute, forest: Forest) -> Fitted:
-    """Counted once per model, and per set of clusters opened since, and kept beside it."""
+def fitted_sums(run: Run, compute: Compute, forest: Forest) -> Sums:
+    """Of the fit's rows, a bounded sample: counted once per model (and set of opened clusters)."""
     name = FITTED if forest.novel is None else OPENED_FITTED
     if not run.store.exists(name):
         blocks = list(range(run.store.read_json(INDEX)["blocks"]))
-        work = CountBlock(LoadBlock.of(run), forest)
-        found = np.sum([part for _, part in compute.map(work, blocks)], axis=0)
-        run.store.write_json(name, {"rows": found[0].tolist(), "outliers": found[1].tolist()})
-    content = run.store.read_json(name)
-    return Fitted(np.asarray(content["rows"], np.int64), np.asarray(content["outliers"], np.int64))
+        found = _added(compute, forest, LoadBlock.of(run), blocks)
+        write_tensors(run.store, name, {n: torch.from_numpy(a) for n, a in vars(found).items()})
+    return Sums(**{n: t.numpy() for n, t in read_tensors(run.store, name).items()})
+
+
+def new_sums(run: Run, compute: Compute, forest: Forest) -> Sums:
+    """Of all rows of the run's (new) shards."""
+    return _added(compute, forest, LoadShard(run.store), [s.name for s in run.shards])
 
 
 @dataclass(frozen=True)
-class CountBlock:
-    """Map: (2, k) rows and outliers per finest cluster of one fit block."""
-
-    load: LoadBlock
-    forest: Forest
-
-    def __call__(self, block: int) -> Counts:
-        found = label(self.forest, self.load(block))
-        return _count(
-            found.path[:, -1].numpy(), found.outlier.numpy(), self.forest.clusters_per_level[-1]
-        )
-
-
-@dataclass(frozen=True)
-class CountFile:
-    """Map: (2, k) rows and outliers per finest cluster of one assignment table."""
+class LoadShard:
+    """The vectors of one shard, (n, d) float16."""
 
     store: Store
-    ids: Counts  # of the finest clusters, ascending or not
-    column: str
 
-    def __call__(self, name: str) -> Counts:
-        table = tables.read_table(self.store, name, [self.column, "outlier"])
-        place = {int(c): i for i, c in enumerate(self.ids)}
-        finest = np.array([place[c] for c in table[self.column].to_pylist()], np.int64)
-        return _count(finest, table["outlier"].to_numpy(), len(self.ids))
+    def __call__(self, name: str) -> Tensor:
+        return torch.from_numpy(np.array(self.store.read_npy(f"embeddings/{name}.npy")))
 
 
-def new_counts(store: Store, compute: Compute, folder: str, ids: Counts, levels: int) -> Counts:
-    """(2, k) rows and outliers per finest cluster of everything in a folder of assignments."""
-    names = [f"{folder}/{n}" for n in sorted(store.names(folder, ".parquet"))]
-    for cell in sorted(store.folders(folder)):
-        inside = f"{folder}/{cell}"
-        names += [f"{inside}/{n}" for n in sorted(store.names(inside, ".parquet"))]
-    found = compute.map(CountFile(store, ids, f"level_{levels - 1}"), names)
-    total = np.zeros((2, len(ids)), np.int64)
-    for _, part in found:
-        total += part
+@dataclass(frozen=True)
+class SumRows:
+    """Map: the finest clusters of the rows of one block or shard, and their sums."""
+
+    load: Callable[[Any], Tensor]
+    forest: Forest
+
+    def __call__(self, item: Any) -> tuple[np.ndarray, Sums]:
+        x = self.load(item)
+        found = label(self.forest, x)
+        finest = found.path[:, -1].numpy()
+        present, place = np.unique(finest, return_inverse=True)
+        return present, sums_of(x.numpy(), place, len(present), found.outlier, found.cost)
+
+
+def _added(
+    compute: Compute, forest: Forest, load: Callable[[Any], Tensor], items: Sequence[Any]
+) -> Sums:
+    """Sums over all items, added in their order."""
+    total = Sums.none(forest.clusters_per_level[-1], forest.cells.shape[1])
+    for present, part in in_order(compute.map(SumRows(load, forest), list(items))):
+        total.add(present, part)
     return total
-
-
-def _count(finest: npt.NDArray[np.int64], outlier: npt.NDArray[np.float32], k: int) -> Counts:
-    loud = finest[outlier > OUTLIER]
-    return np.stack([np.bincount(finest, minlength=k), np.bincount(loud, minlength=k)])

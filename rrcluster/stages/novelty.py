@@ -9,7 +9,6 @@ of earlier increments that do are listed in ``moved/``.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,12 @@ import torch
 from torch import Tensor
 
 from rrcluster.compute import Compute, in_order
+from rrcluster.core.count import LeafMoments
 from rrcluster.core.drift import ReclusterSpec
+from rrcluster.core.features import FeatureMap
 from rrcluster.core.forest import Forest, label
 from rrcluster.core.keys import KEY_SPAN, row_keys
-from rrcluster.core.model import features_of, sum_by_label
+from rrcluster.core.model import features_of
 from rrcluster.core.novelty import Known, Novel, gain, grouped, often, opened
 from rrcluster.io import tables
 from rrcluster.io.store import Store
@@ -126,44 +127,44 @@ def history(run: Run, compute: Compute, forest: Forest) -> History | None:
     store, spec, code = run.store, run.config.recluster, run.config.count
     space = read_space(store)
     fit = replace(forest, novel=None, paths=forest.paths[: forest.first_leaf[-1]])
-    if space is None or fit.clusters_per_level[-1] * space.width**2 > MOST_NUMBERS:
+    k = fit.clusters_per_level[-1]
+    if space is None or k * space.width**2 > MOST_NUMBERS:
         return None
     if not store.exists(KNOWN):
         blocks = int(store.read_json(INDEX)["blocks"])
         most = -(-spec.buffer_rows // max(blocks, 1))
         work = DescribeBlock(LoadBlock.of(run), fit, space, spec.novelty_score, most)
-        parts = list(in_order(compute.map(work, list(range(blocks)))))
-        total = {
-            n: reduce(torch.add, [p[n] for p in parts])
-            for n in ("mass", "moments", "rows", "aside")
-        }
-        write_tensors(store, KNOWN, total | {"x": torch.cat([p["x"] for p in parts])})
+        sums, counts, kept = LeafMoments.none(k, space.width), np.zeros(2), []
+        for cluster, z, x, aside in in_order(compute.map(work, list(range(blocks)))):
+            sums.add(z, cluster, None)
+            counts += (len(z), aside)
+            kept.append(x)
+        tensors = {"mass": sums.mass, "moments": sums.moments, "x": torch.cat(kept)}
+        write_tensors(store, KNOWN, tensors | {"counts": torch.from_numpy(counts)})
     found = read_tensors(store, KNOWN)
-    share = len(found["x"]) / max(float(found["aside"]), 1.0)
+    rows, aside = found["counts"].tolist()
+    share = len(found["x"]) / max(aside, 1.0)
     known = Known(found["mass"], found["moments"], code.eps2, code.shrinkage)
-    return History(known, found["x"], float(found["rows"]) * share)
+    return History(known, found["x"], rows * share)
 
 
 @dataclass(frozen=True)
 class DescribeBlock:
-    """Map: moments per finest cluster of one fit block, and its first badly coded rows by key."""
+    """Map: of one fit block, each row's finest cluster and features, its first badly coded rows by
+    key (float16), and how many badly coded ones there are."""
 
     load: LoadBlock
     forest: Forest
-    space: Any
+    space: FeatureMap
     score: float
     most: int
 
-    def __call__(self, block: int) -> dict[str, Tensor]:
+    def __call__(self, block: int) -> tuple[Tensor, Tensor, Tensor, int]:
         x = self.load(block)
         found = label(self.forest, x)
-        z, k = features_of(self.space, x), self.forest.clusters_per_level[-1]
-        mass, moments = sum_by_label(z, found.path[:, -1], k)
         aside = (found.outlier > self.score).nonzero()[:, 0]
-        return {
-            "mass": mass, "moments": moments, "x": x[aside[: self.most]].half(),
-            "rows": torch.tensor(float(len(x))), "aside": torch.tensor(float(len(aside))),
-        }  # fmt: skip
+        z = features_of(self.space, x)
+        return found.path[:, -1], z, x[aside[: self.most]].half(), len(aside)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Look:
 
 
 def look(
-    aside: Aside, forest: Forest, before: History, opened_before: Known, space: Any,
+    aside: Aside, forest: Forest, before: History, opened_before: Known, space: FeatureMap,
     spec: ReclusterSpec, seed: int,
 ) -> Look:  # fmt: skip
     """Group what is set aside, and open the groups that pass.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from rrcluster.compute import Compute, Progress
 from rrcluster.config import Config
-from rrcluster.core.drift import Drift, drift, reasons
+from rrcluster.core.drift import Drift, Moved, against_history, drift, moved, reasons
 from rrcluster.io import tables
 from rrcluster.io.current import COMMITS, Current, current, manifest, manifest_name
 from rrcluster.io.lease import Lease, lease
@@ -28,7 +28,7 @@ from rrcluster.io.store import Store
 from rrcluster.records import Shard, UserError
 from rrcluster.stages.between_fits import look_between_fits
 from rrcluster.stages.count import read_forest
-from rrcluster.stages.drift import fitted_counts, new_counts
+from rrcluster.stages.drift import fitted_sums, new_sums
 from rrcluster.stages.embed import embed
 from rrcluster.stages.names import read_names
 from rrcluster.stages.refit import Ids, refit, since_increment
@@ -36,6 +36,7 @@ from rrcluster.stages.run import Record, Run, existing_run
 from rrcluster.stages.write import assignments_folder, cluster_ids, write_clusters, write_rows
 
 log = logging.getLogger("rrcluster")
+FAR = 2.0  # times what chance gives: a mean that moved so far is told in words
 SHOWN = 20  # clusters that changed most, in the record
 
 
@@ -157,9 +158,8 @@ def _add(
             sizes = write_rows(fresh, compute, progress, embedded, folder, f"{number:05d}-")
             counts |= {"shards": len(plan.shards), "rows": int(sizes.sum())}
     held.check()
-    _, outliers = new_counts(store, compute, folder, ids[-1], now.levels)
-    fitted = fitted_counts(fresh, compute, forest)
-    found = drift(fitted.rows, sizes, fitted.outliers, outliers)
+    fitted, added = fitted_sums(fresh, compute, forest), new_sums(fresh, compute, forest)
+    found = drift(fitted.rows, sizes, fitted.outliers, added.outliers)
     before = _sizes(now, ids[-1]) - _lost(now, plan.replaced, ids[-1])
     total = int(before.sum()) + embedded
     base = now.content.get("fitted_rows", int(_sizes(now, ids[-1]).sum()))
@@ -178,7 +178,8 @@ def _add(
         "fitted_rows": base,
         "clusters": f"versions/increment={number:05d}/clusters",
     }
-    facts = _facts(plan, found, why, spec.refit, again, ids[-1], embedded)
+    facts = _facts(plan, found, moved(fitted, added), why, spec.refit, again, ids[-1], embedded)
+    facts["words"] += _history(whole, found, plan)
     left = tuple(s for s in now.shards if s.index not in set(content["replaced"]))
     every = (*left, *plan.shards)
     if again:
@@ -228,6 +229,7 @@ def _add(
 def _facts(
     plan: Plan,
     found: Drift,
+    means: Moved,
     why: Sequence[str],
     policy: str,
     again: bool,
@@ -246,6 +248,15 @@ def _facts(
         f"increment {plan.increment}: {len(plan.shards)} new shards, {embedded} rows",
         decision,
     ]
+    with np.errstate(invalid="ignore"):
+        times = np.nan_to_num(means.shift / means.shift_by_chance)
+    if len(times) and times.max() > FAR:
+        i = int(times.argmax())
+        words.append(
+            f"cluster {ids[i]} moved most: its mean by {means.shift[i]:.3f} (chance gives "
+            f"{means.shift_by_chance[i]:.3f}), its rows cost {means.rate[i]:+.2f} ± "
+            f"{means.rate_error[i]:.2f} nats more"
+        )
     return {
         "words": words,
         "decision": decision,
@@ -267,12 +278,32 @@ def _facts(
                     "share": round(float(found.new_share[i]), 6),
                     "score": round(float(found.score[i]), 3),
                     "outlier_score": round(float(found.outlier_score[i]), 3),
+                    **{
+                        name: None if np.isnan(values[i]) else round(float(values[i]), 4)
+                        for name, values in vars(means).items()
+                    },
                 }
                 for i in order.tolist()
             ],
         },
         "refit": None,
     }
+
+
+def _history(whole: Record, found: Drift, plan: Plan) -> list[str]:
+    """This increment beside those since the last fit, in words."""
+    if not plan.shards:
+        return []
+    earlier: list[dict[str, Any]] = []
+    for name, part in sorted(whole.content.get("increments", {}).items()):
+        if int(name) < plan.increment and "drift" in part and part["rows"]:
+            earlier = [] if part["refit"] else [*earlier, part["drift"]]
+    return [
+        against_history(
+            "cluster shares moved by", found.distance, [e["distance"] for e in earlier]
+        ),
+        against_history("outliers are", found.new_outliers, [e["outliers"] for e in earlier]),
+    ]
 
 
 def _sizes(now: Current, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

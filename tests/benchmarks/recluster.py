@@ -1,10 +1,11 @@
-"""Increments on real CLIP vectors: quality, forgetting, ids, and what an increment reads.
+"""Increments on real CLIP vectors and photos: quality, forgetting, ids, novelty, and what is read.
 
-    python tests/benchmarks/recluster.py [--quick] --json FILE
+    python tests/benchmarks/recluster.py [--quick] [--sets NAME ...] [--parts N ...] --json FILE
 
 A fifth of the classes is held out of the first run. Their rows, with a third of the other classes'
 rows, come later, in 1, 5 or 20 increments of shuffled shards, without a refit and with one at the
-last. The run on everything is the yardstick. Labels only score. Needs the folder of real vectors
+last. The run on everything is the yardstick. Labels only score. ``photos`` are the pictures of
+caltech101, read and embedded by a small image network. Needs the folder of real vectors
 (RRCLUSTER_TEST_DATA, or shared/data beside the repository).
 """
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,49 +33,96 @@ from rrcluster.local import InProcessCompute
 from rrcluster.report.metrics import accuracy, ari, contingency, nmi
 from rrcluster.stages.recluster import recluster
 
-SETS, QUICK = ("food10", "oxford_pets", "dtd", "caltech101"), ("food10", "dtd")
+VECTORS = ("food10", "oxford_pets", "dtd", "caltech101", "sun397")
+SETS, QUICK = (*VECTORS, "photos"), ("food10", "dtd")
 SHARDS = 20  # files that the later rows come in
 LATER = 1 / 3  # of the rows of the first classes
 
 
-def rows_of(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    found = np.load(folder / f"image_{name}.npz", allow_pickle=False)
-    x = found["x"].astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return x.astype(np.float16), np.unique(found["y"], return_inverse=True)[1]
+class Vectors:
+    """Rows of one labelled set of vectors, ``y`` from 0, and shards of them."""
+
+    settings = ("corpus.format=embeddings",)
+    suffix = "npy"
+
+    def __init__(self, folder: Path, name: str) -> None:
+        found = np.load(folder / f"image_{name}.npz", allow_pickle=False)
+        x = found["x"].astype(np.float32)
+        self.x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+        self.y = np.unique(found["y"], return_inverse=True)[1]
+
+    def write(self, path: Path, rows: np.ndarray) -> None:
+        np.save(path, self.x[rows])
+
+
+class Photos:
+    """The photos of caltech101 in tars, and the settings of an approximate CLIP for them."""
+
+    suffix = "tar"
+
+    def __init__(self, folder: Path, name: str) -> None:
+        models = folder.parent / "models"
+        self.files = sorted((folder.parent / "images/caltech101").rglob("*.jpg"))
+        self.y = np.unique([f.parent.name for f in self.files], return_inverse=True)[1]
+        self.settings = (
+            "encoder=timm", "encoder.model=mobilenetv2_100",
+            "+encoder.model_options={num_classes:1001,pad_type:same}",
+            f"encoder.checkpoint={models / 'mobilenetv2_100_coral_fp16.safetensors'}",
+            f"encoder.projection={models / 'mobilenetv2_to_clip_vitb32_projection.npz'}",
+            "encoder.feature_transform=sqrt_unit", "encoder.mean=[0.5,0.5,0.5]",
+            "encoder.std=[0.5,0.5,0.5]", "encoder.image_size=224",
+            f"encoder.text={folder / 'text_lvis.npz'}",
+        )  # fmt: skip
+
+    def write(self, path: Path, rows: np.ndarray) -> None:
+        with tarfile.open(path, "w") as tar:
+            for row in rows.tolist():
+                tar.add(self.files[row], f"{row:06d}.jpg")
 
 
 class Corpus:
-    """A folder of ``.npy`` shards that grows; labels are found again by (shard, row)."""
+    """A folder of shards that grows; labels are found again by (shard, row)."""
 
-    def __init__(self, folder: Path, run_dir: Path, k: int) -> None:
-        self.folder, self.run_dir, self.k = folder, run_dir, k
+    def __init__(self, rows: Vectors | Photos, folder: Path, k: int) -> None:
+        self.rows, self.folder, self.k = rows, folder, k
+        self.run_dir, self.first = folder / "run", folder / "first-run"
         self.labels: list[np.ndarray] = []
-        folder.mkdir()
+        (folder / "corpus").mkdir(parents=True)
 
-    def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        np.save(self.folder / f"{len(self.labels):05d}.npy", x)
-        self.labels.append(y)
+    def add(self, rows: np.ndarray) -> None:
+        name = f"{len(self.labels):05d}.{self.rows.suffix}"
+        self.rows.write(self.folder / "corpus" / name, rows)
+        self.labels.append(self.rows.y[rows])
 
     def settings(self, *more: str) -> list[str]:
         return [f"run_dir={self.run_dir}", "compute=in_process", *more]
 
     def cluster(self) -> None:
-        wanted = ("corpus.format=embeddings", f"corpus.uri={self.folder}", f"k={self.k}")
+        wanted = (*self.rows.settings, f"corpus.uri={self.folder / 'corpus'}", f"k={self.k}")
         cluster(load(self.settings(*wanted)), silent)
+        shutil.copytree(self.run_dir, self.first)
+
+    def start_again(self) -> None:
+        """Back to the first run and its only shard."""
+        shutil.rmtree(self.run_dir)
+        shutil.copytree(self.first, self.run_dir)
+        for path in sorted((self.folder / "corpus").iterdir())[1:]:
+            path.unlink()
+        del self.labels[1:]
 
     def recluster(self, refit: str) -> dict[str, Any]:
         config = load(self.settings(f"recluster.refit={refit}"))
         return recluster(config, lambda: InProcessCompute(), silent).facts
 
-    def assigned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(labels, finest ids, shards) of all rows, as they are now."""
+    def assigned(self) -> tuple[np.ndarray, np.ndarray]:
+        """(labels, finest ids) of all rows by (shard, row), as they are now."""
         now = current(Store(str(self.run_dir)))
         finest = f"level_{now.levels - 1}"
         table = pa.concat_tables(now.batches(["shard", "row", finest]))
+        table = table.sort_by([("shard", "ascending"), ("row", "ascending")])
         shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
         y = np.array([self.labels[s][r] for s, r in zip(shard, row, strict=True)])
-        return y, table[finest].to_numpy(), shard
+        return y, table[finest].to_numpy()
 
 
 def scores(y: np.ndarray, ids: np.ndarray) -> dict[str, float]:
@@ -80,58 +130,73 @@ def scores(y: np.ndarray, ids: np.ndarray) -> dict[str, float]:
     return {"acc": accuracy(table), "nmi": nmi(table), "ari": ari(table)}
 
 
-def measure(folder: Path, name: str, increments: tuple[int, ...], seed: int) -> Iterator[dict]:
-    x, y = rows_of(folder, name)
+def measure(name: str, increments: tuple[int, ...], seed: int) -> Iterator[dict]:
+    kind = Photos if name == "photos" else Vectors
+    rows = kind(vectors_folder(), name)
+    y = rows.y
     k = int(y.max()) + 1
     choice = np.random.default_rng(seed)
     held_out = choice.permutation(k)[: max(1, k // 5)]
     late = np.isin(y, held_out) | (choice.random(len(y)) < LATER)
     order = choice.permutation(np.flatnonzero(late))
-    first = np.flatnonzero(~late)
+    pieces = np.array_split(order, SHARDS)
 
     def row(case: str, metric: str, value: float, unit: str, **params: Any) -> dict[str, Any]:
         return {
             "bench": "recluster", "system": "rrcluster", "case": f"{name}, {case}",
             "metric": metric, "value": round(float(value), 4), "unit": unit,
-            "params": {"n": len(x), "k": k, "held_out": len(held_out), "seed": seed, **params},
+            "params": {"n": len(y), "k": k, "held_out": len(held_out), "seed": seed, **params},
         }  # fmt: skip
 
     with TemporaryDirectory() as scratch:
-        whole = Corpus(Path(scratch, "whole"), Path(scratch, "whole-run"), k)
-        whole.add(x, y)
+        whole = Corpus(rows, Path(scratch, "whole"), k)
+        whole.add(np.arange(len(y)))
         whole.cluster()
-        labels, ids, _ = whole.assigned()
-        for metric, value in scores(labels, ids).items():
+        best = scores(*whole.assigned())
+        for metric, value in best.items():
             yield row("one run on everything", metric, value, "0..1")
+        corpus = Corpus(rows, Path(scratch, "grown"), k)
+        corpus.add(np.flatnonzero(~late))
+        corpus.cluster()
         for parts in increments:
             case = f"{parts} increments"
-            corpus = Corpus(Path(scratch, f"c{parts}"), Path(scratch, f"r{parts}"), k)
-            corpus.add(x[first], y[first])
-            corpus.cluster()
-            labels, before, _ = corpus.assigned()
-            old = ~np.isin(labels, held_out)
-            yield row(case, "old classes, acc", scores(labels[old], before[old])["acc"], "0..1",
-                      increment=0)  # fmt: skip
-            pieces = np.array_split(order, SHARDS)
+            corpus.start_again()
+            labels, ids = corpus.assigned()
+            yield row(case, "old classes, acc", scores(labels, ids)["acc"], "0..1", increment=0)
+            first, top, read = ids, int(ids.max()), 0
             for number, group in enumerate(np.array_split(np.arange(SHARDS), parts), 1):
                 for piece in group:
-                    corpus.add(x[pieces[piece]], y[pieces[piece]])
+                    corpus.add(pieces[piece])
                 facts = corpus.recluster("never")
                 new = sum(len(pieces[piece]) for piece in group)
-                yield row(case, "rows read over new rows", facts["rows"] / new, "ratio",
+                read += facts["rows"]
+                yield row(case, "rows embedded over new rows", facts["rows"] / new, "ratio",
                           increment=number)  # fmt: skip
-                labels, ids, _ = corpus.assigned()
+                asked = facts["novelty"].get("asked_again", 0)
+                yield row(case, "old rows asked again", asked, "rows", increment=number)
+                labels, ids = corpus.assigned()
                 old = ~np.isin(labels, held_out)
                 yield row(case, "old classes, acc", scores(labels[old], ids[old])["acc"], "0..1",
                           increment=number)  # fmt: skip
-            for metric, value in scores(labels, ids).items():
+            found = scores(labels, ids)
+            for metric, value in found.items():
                 yield row(f"{case}, no refit", metric, value, "0..1")
+                yield row(f"{case}, no refit", f"{metric} gap", best[metric] - value, "0..1")
+            opened, concept = ids > top, np.isin(labels, held_out)
+            case_novel = f"{case}, novelty"
+            yield row(case_novel, "clusters opened", len(set(ids[opened])), "clusters")
+            yield row(case_novel, "recall", (opened & concept).sum() / concept.sum(), "0..1")
+            alarms = (opened & ~concept).sum() / (~concept).sum()
+            yield row(case_novel, "false alarms", alarms, "0..1")
+            changed = (first != ids[: len(first)]).mean()
+            yield row(f"{case}, no refit", "first rows with another id", changed, "0..1")
             yield row(case, "refit asked for", bool(facts["reasons"]), "0/1")
             was = ids
-            facts = corpus.recluster("always")
-            labels, ids, _ = corpus.assigned()
+            corpus.recluster("always")
+            labels, ids = corpus.assigned()
             for metric, value in scores(labels, ids).items():
                 yield row(f"{case}, refit", metric, value, "0..1")
+                yield row(f"{case}, refit", f"{metric} gap", best[metric] - value, "0..1")
             kept = ~np.isin(labels, held_out)
             changed = float((was[kept] != ids[kept]).mean())
             yield row(f"{case}, refit", "rows of old classes with another id", changed, "0..1")
@@ -140,15 +205,18 @@ def measure(folder: Path, name: str, increments: tuple[int, ...], seed: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two sets, one increment and five")
+    parser.add_argument("--sets", nargs="+", choices=SETS, help="all")
+    parser.add_argument("--parts", nargs="+", type=int, help="increments: 1, 5 and 20")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of classes and rows")
     parser.add_argument("--json", required=True, help="file for the figures")
     options = parser.parse_args()
-    increments = (1, 5) if options.quick else (1, 5, 20)
+    increments = tuple(options.parts or ((1, 5) if options.quick else (1, 5, 20)))
     rows = []
-    for name in QUICK if options.quick else SETS:
-        for found in measure(vectors_folder(), name, increments, 0):
+    for name in options.sets or (QUICK if options.quick else SETS):
+        for found in measure(name, increments, options.seed):
             rows.append(found)
             print(f"{found['case']:40s} {found['metric']:36s} {found['value']:8.3f}", flush=True)
-    Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+            Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

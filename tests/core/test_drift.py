@@ -1,10 +1,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrcluster.core.drift import changes, drift, matched, reasons
+from rrcluster.core.drift import (
+    Sums,
+    against_history,
+    changes,
+    drift,
+    matched,
+    moved,
+    reasons,
+    sums_of,
+)
 
 
 def counts(*values: int) -> np.ndarray:
@@ -70,3 +80,52 @@ def test_the_map_names_kept_split_merged_new_and_retired() -> None:
     assert (12, 10, "merged") in [f[:3] for f in found]
     assert (13, None, "retired") in [f[:3] for f in found]
     assert any(f[1] == 21 for f in found)
+
+
+def _rows(seed: int, n: int, tilt: float = 0.0) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(size=(n, 16)) * 0.2
+    x[:, 0] += 1
+    x[:, 1] += tilt
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def _sums(x: np.ndarray, cost: np.ndarray, cluster: int = 0) -> Sums:
+    found = Sums.none(2, 16)
+    none = np.zeros(len(x))
+    found.add(np.array([cluster]), sums_of(x, np.zeros(len(x), int), 1, none, cost))
+    return found
+
+
+def test_a_mean_that_stays_moves_by_chance_and_one_that_moves_by_more() -> None:
+    cost = np.random.default_rng(1).normal(5, 1, 400)
+    old = _sums(_rows(0, 400), cost)
+    same = moved(old, _sums(_rows(2, 100), cost[:100]))
+    assert 0.7 < same.shift[0] / same.shift_by_chance[0] < 1.4
+    assert abs(same.rate[0]) < 3 * same.rate_error[0]
+    other = moved(old, _sums(_rows(3, 100, 0.5), cost[:100] + 2))
+    assert other.shift[0] > 5 * other.shift_by_chance[0]
+    assert other.rate[0] == pytest.approx(2, abs=0.3)
+    assert other.rate_error[0] == pytest.approx(0.11, abs=0.03)
+    assert np.isnan(other.shift[1])
+    assert np.isnan(other.rate[1])
+
+
+def test_sums_add_over_any_cut_of_the_rows() -> None:
+    x, cost = _rows(0, 60), np.arange(60.0)
+    cluster = np.arange(60) % 2
+    outlier = np.where(np.arange(60) < 6, 9.0, 0.0)
+    every = sums_of(x, cluster, 2, outlier, cost)
+    parts = Sums.none(2, 16)
+    for a, b in ((0, 7), (7, 40), (40, 60)):
+        part = sums_of(x[a:b], cluster[a:b], 2, outlier[a:b], cost[a:b])
+        parts.add(np.array([0, 1]), part)
+    for one, other in zip(vars(every).values(), vars(parts).values(), strict=True):
+        assert np.allclose(one, other)
+    assert every.outliers.tolist() == [3, 3]
+
+
+def test_history_is_told_with_its_spread() -> None:
+    assert "no increment before" in against_history("outliers are", 0.02, [])
+    assert against_history("outliers are", 0.02, [0.01, 0.03, 0.02]) == (
+        "outliers are 2.0%; 2.0% ± 1.0% in the 3 increments before"
+    )

@@ -144,6 +144,8 @@ def test_a_refit_keeps_ids_and_rewrites_all_rows_beside_the_old_ones(grown) -> N
     page = (run_dir / "report/index.html").read_text()
     assert "What increments changed" in page
     assert "fitted again: " in page
+    assert "mean moved by" in page
+    assert "no increment before it since the fit" in page
     resolved = job("resolve", f"run_dir={run_dir}", *IN_PROCESS)
     assert resolved.status == 0, resolved.err
     tables = [pq.read_table(p) for p in sorted(run_dir.glob("resolved/*/*.parquet"))]
