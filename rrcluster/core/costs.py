@@ -8,12 +8,15 @@ nothing here is a measurement. The formulas are those of ARCHITECTURE.md, "Costs
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROW_BYTES = 40  # of samples/: id, shard, row, key, caption, sizes, compressed by Parquet
 ASSIGNED_BYTES = 60  # of assignments/ per row, compressed
 KMEANS_PASSES = 30  # seeding.iterations, the most
+ANNEAL_EPOCHS = 2  # seeding.epochs, over 256 rows per centroid
+ANNEAL_ROWS = 256
 LLOYD_PASSES = 12  # coding-rate Lloyd: whitenings and rounds together
+REPLICATES = 8  # count.replicates
 HEAD_FLOPS = 300 * 2048 * 6 * 2 * 64 * 256  # steps × batch × forward and backward of the head
 
 
@@ -27,8 +30,8 @@ class Rates:
     factor_flops: float  # of one core, in the small factorizations of the merge tree
     store: float  # bytes of one worker, to and from the store
     tasks: float  # tasks that the job's own process hands out
-    messages: float  # answers that the coordinator takes
-    adding: float  # bytes of answers that the coordinator adds
+    messages: float  # calls of holders that the coordinator makes, small answers taken
+    adding: float  # bytes of answers that the coordinator takes and adds
     listing: float = 5000.0  # keys that a store lists
 
 
@@ -64,15 +67,18 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Fit:
-    """The sizes of a fit: rows, blocks, width d, leaves k, cells, refined width e, rank r."""
+    """The sizes of a fit: rows, blocks, width d, leaves k, cells, refined width e, rank r.
+
+    Those of the settings' defaults for a thousand clusters, on vectors of CLIP ViT-L/14.
+    """
 
     rows: float = 1e6
-    block_rows: float = 16_384
+    block_rows: float = 16_384.0
     d: int = 768
     leaves: int = 2500
     cell_leaves: int = 256
-    e: int = 64
-    rank: int = 16
+    e: int = 96
+    rank: int = 8
     neighbours: int = 16
 
     @property
@@ -82,6 +88,20 @@ class Fit:
     @property
     def cells(self) -> int:
         return math.ceil(self.leaves / self.cell_leaves)
+
+    @property
+    def top(self) -> int:
+        """Centroids of the level that runs on the holders: the cells, or all leaves of one cell."""
+        return self.cells if self.cells > 1 else self.leaves
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one pass sends about. Calls are the coordinator's; bytes are those of statistics."""
+
+    calls: int
+    taken: float  # bytes of answers that reach the coordinator
+    made: float  # bytes of all answers, also those that holders add among themselves
 
 
 @dataclass(frozen=True)
@@ -101,16 +121,42 @@ class Stage:
         return max(self.busy, key=lambda name: self.busy[name])
 
 
-def kmeans_traffic(fit: Fit) -> tuple[int, float]:
-    """(messages, bytes) that the coordinator takes per iteration: one answer per block with count,
-    sum and inertia of every leaf, 8 (d + 2) bytes each."""
-    return fit.blocks, fit.blocks * fit.leaves * 8.0 * (fit.d + 2)
+def kmeans_traffic(fit: Fit, workers: int) -> Traffic:
+    """A pass of k-means: each holder adds its blocks, pairs of holders add theirs in a tree, one
+    answer is taken. It has count, sum and squares of every centroid, 8 (d + 2) bytes each."""
+    holders = min(workers, fit.blocks)
+    answer = fit.top * 8.0 * (fit.d + 2)
+    return Traffic(2 * holders - 1, answer, (2 * holders - 1) * answer)
 
 
-def rate_traffic(fit: Fit, leaves: int) -> tuple[int, float]:
-    """(messages, bytes) per pass over the moments of ``leaves`` clusters: 8 e² bytes each, and
-    three scalars."""
-    return fit.blocks, fit.blocks * leaves * 8.0 * (fit.e**2 + 3)
+def rate_traffic(fit: Fit) -> Traffic:
+    """A pass of coding-rate Lloyd over one cell: one answer per block, added in block order, with
+    mass, moments and two sums of costs of every leaf, 8 (e² + 3) bytes each. The cells of a larger
+    fit are refined where their rows are, and send nothing."""
+    if fit.cells > 1:
+        return Traffic(0, 0.0, 0.0)
+    size = fit.blocks * fit.leaves * 8.0 * (fit.e**2 + 3)
+    return Traffic(fit.blocks, size, size)
+
+
+def count_traffic(fit: Fit) -> Traffic:
+    """The one pass of count: every row's leaf, features and weights, 4 e + 8 + b bytes a row."""
+    size = fit.rows * (4.0 * fit.e + 8 + REPLICATES)
+    return Traffic(fit.blocks, size, size)
+
+
+def kmeans_work(fit: Fit) -> dict[str, float]:
+    """Floating-point operations of k-means, by level: annealing on 256 rows per centroid and passes
+    over all rows, for the cells, and in every cell for its leaves."""
+
+    def level(parts: int, rows: float, k: float) -> float:
+        annealed = 2 * ANNEAL_EPOCHS * min(ANNEAL_ROWS * k, rows) * fit.d * k
+        return parts * (annealed + KMEANS_PASSES * 2 * rows * fit.d * k)
+
+    if fit.cells == 1:
+        return {"leaves": level(1, fit.rows, float(fit.leaves))}
+    inside = level(fit.cells, fit.rows / fit.cells, fit.leaves / fit.cells)
+    return {"cells": level(1, fit.rows, float(fit.cells)), "leaves": inside}
 
 
 def job(corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float) -> list[Stage]:
@@ -119,12 +165,19 @@ def job(corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float)
     cores = pool.machines * pool.cores
     store = workers * rates.store
     moved = 2.0 * fit.d * n  # bytes of all embeddings
-    rows = min(fit.rows, n)
+    fit = replace(fit, rows=min(fit.rows, n))
     leaves = fit.leaves / fit.cells  # of one cell
-    messages, answer = kmeans_traffic(fit)
-    tree = fit.leaves * fit.neighbours * 2 * fit.e**3 / 3
-    lloyd = 2 * rows * fit.e * (fit.d + leaves * fit.rank) + rows * fit.e**2
+    tree = (1 + REPLICATES) * fit.leaves * fit.neighbours * fit.e**3 / 3
+    lloyd = 2 * fit.rows * fit.e * (fit.d + leaves * fit.rank) + fit.rows * fit.e**2
     route = 2.0 * fit.d * (fit.cells + fit.e) + 2.0 * fit.e * leaves * fit.rank
+    work = kmeans_work(fit)
+    at_once = {"cells": min(workers, fit.blocks), "leaves": min(workers, max(fit.cells, 1))}
+    at_once["leaves"] = at_once["leaves"] if fit.cells > 1 else min(workers, fit.blocks)
+
+    def coordinator(traffic: Traffic, passes: int) -> float:
+        return passes * (traffic.calls / rates.messages + traffic.taken / rates.adding)
+
+    moments = 2 * (1 + REPLICATES) * fit.rows * fit.e**2
     return [
         Stage("manifest", {"listing": corpus.shards / rates.listing}),
         Stage(
@@ -141,21 +194,26 @@ def job(corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float)
         Stage(
             "seed",
             {
-                "products": KMEANS_PASSES * 2 * rows * fit.d * (fit.cells + leaves)
-                / (min(workers, fit.blocks) * rates.flops),
-                "coordinator": 2 * KMEANS_PASSES
-                * (messages / rates.messages + answer / rates.adding),
+                "products": sum(work[level] / (at_once[level] * rates.flops) for level in work),
+                "coordinator": coordinator(kmeans_traffic(fit, workers), KMEANS_PASSES),
             },
         ),
         Stage(
             "refine",
             {
                 "products": (LLOYD_PASSES * lloyd + fit.cells * HEAD_FLOPS)
-                / (min(workers, fit.cells) * rates.flops),
+                / (at_once["leaves"] * rates.flops),
+                "coordinator": coordinator(rate_traffic(fit), LLOYD_PASSES),
             },
         ),
-        Stage("count", {"coordinator": tree / rates.factor_flops}),
-        Stage("caption", {"products": 2 * rows * route / (workers * rates.flops)}),
+        Stage(
+            "count",
+            {
+                "coordinator": tree / rates.factor_flops + moments / rates.flops
+                + coordinator(count_traffic(fit), 1)
+            },
+        ),
+        Stage("caption", {"products": 2 * fit.rows * route / (workers * rates.flops)}),
         Stage(
             "write",
             {

@@ -6,7 +6,19 @@ import dataclasses
 
 import pytest
 
-from rrcluster.core.costs import Corpus, Fit, Pool, Rates, hours, job, kmeans_traffic, rate_traffic
+from rrcluster.core.costs import (
+    Corpus,
+    Fit,
+    Pool,
+    Rates,
+    Traffic,
+    count_traffic,
+    hours,
+    job,
+    kmeans_traffic,
+    kmeans_work,
+    rate_traffic,
+)
 
 RATES = Rates(100.0, 400.0, 5e10, 5e9, 1e8, 500.0, 2000.0, 2e9)
 POOL = Pool("pool", 10, 8, 1, 1e9)
@@ -14,8 +26,25 @@ POOL = Pool("pool", 10, 8, 1, 1e9)
 
 def test_traffic_by_hand() -> None:
     fit = Fit(rows=1000.0, block_rows=300.0, d=6, leaves=5, e=2)
-    assert kmeans_traffic(fit) == (4, 4 * 5 * 8 * 8)
-    assert rate_traffic(fit, 3) == (4, 4 * 3 * 8 * 7)
+    assert kmeans_traffic(fit, 3) == Traffic(5, 320.0, 5 * 320.0)
+    assert kmeans_traffic(fit, 99).calls == 7  # no more holders than blocks
+    assert rate_traffic(fit) == Traffic(4, 4 * 280.0, 4 * 280.0)
+    assert count_traffic(fit).taken == 1000 * (4 * 2 + 8 + 8)
+    cells = dataclasses.replace(fit, cell_leaves=2)
+    assert kmeans_traffic(cells, 3).taken == 3 * 8 * 8
+    assert rate_traffic(cells).taken == 0
+
+
+def test_two_levels_of_kmeans_cost_less_than_one() -> None:
+    flat, split = (Fit(leaves=2500, cell_leaves=c) for c in (2500, 50))
+    assert kmeans_work(flat).keys() == {"leaves"}
+    assert sum(kmeans_work(split).values()) < kmeans_work(flat)["leaves"] / 20
+
+
+def test_what_the_coordinator_takes_in_a_pass_of_kmeans_does_not_grow_with_workers() -> None:
+    few, many = (kmeans_traffic(Fit(rows=1e7), workers) for workers in (8, 512))
+    assert few.taken == many.taken
+    assert many.calls == 1023
 
 
 def test_embedding_is_bound_by_what_is_slowest() -> None:
