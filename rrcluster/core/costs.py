@@ -145,6 +145,11 @@ def count_traffic(fit: Fit) -> Traffic:
     return Traffic(fit.blocks, size, size)
 
 
+def coordinator_bytes(fit: Fit) -> float:
+    """What count holds in one place: moments of all leaves, whole and of every replicate."""
+    return (1 + REPLICATES) * 8.0 * fit.leaves * fit.e**2
+
+
 def kmeans_work(fit: Fit) -> dict[str, float]:
     """Floating-point operations of k-means, by level: annealing on 256 rows per centroid and passes
     over all rows, for the cells, and in every cell for its leaves."""
@@ -160,7 +165,8 @@ def kmeans_work(fit: Fit) -> dict[str, float]:
 
 
 def job(corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float) -> list[Stage]:
-    """The stages of a whole job. ``block_images`` is how many images one task hands on."""
+    """The stages of a whole job. ``block_images`` is how many images one task hands on:
+    a task per shard reads, and one per block each encodes and delivers."""
     n, workers = corpus.images, pool.encoders
     cores = pool.machines * pool.cores
     store = workers * rates.store
@@ -186,7 +192,7 @@ def job(corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float)
                 "encoders": n / (workers * rates.encode),
                 "decoding": n / (cores * rates.decode),
                 "network": n * corpus.image_bytes / (pool.machines * pool.network),
-                "handing out tasks": (2 * corpus.shards + n / block_images) / rates.tasks,
+                "handing out tasks": (corpus.shards + 2 * n / block_images) / rates.tasks,
                 "store": n * (2 * fit.d + ROW_BYTES) / store,
             },
         ),

@@ -40,7 +40,6 @@ from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.embed import END, Assembler, Batch, encode_batch, read_batches
 
-BLOCK_BYTES = 32 << 20  # of decoded rows between tasks
 RETRIES = 2  # of a shard's reading task, and of a batch whose encoder died under it
 ROUNDS = 2  # passes over shards that lost their workers, before each is embedded alone
 FEW = 8  # shards that are embedded alone at once, without another pass
@@ -194,7 +193,7 @@ def _stream(
     encoders = min(workers, len(shards))
     ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote()
     context = DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = spec.block_bytes
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.issue_detectors_config.detectors = []  # advice about Ray Data for its programmers

@@ -13,15 +13,17 @@ log = logging.getLogger("rrcluster")
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """Bytes over all machines: in the stores now, and spilled to disk since Ray started there."""
+    """Bytes over all machines: in the stores now; spilled to disk, and ever put into the stores,
+    since Ray started there."""
 
     used: int = 0
     spilled: int = 0
+    made: int = 0
 
 
 def object_store() -> ObjectStore:
     """The stores of the machines that are up; one that does not answer counts as empty."""
-    used = spilled = 0
+    used = spilled = made = 0
     for node in ray.nodes():
         if not node["Alive"]:
             continue
@@ -33,4 +35,5 @@ def object_store() -> ObjectStore:
             continue
         used += stats.object_store_bytes_used
         spilled += stats.spilled_bytes_total
-    return ObjectStore(used, spilled)
+        made += stats.cumulative_created_bytes
+    return ObjectStore(used, spilled, made)

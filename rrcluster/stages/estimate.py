@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rrcluster.config import Config
+from rrcluster.config import ComputeSpec, Config
 from rrcluster.io.images import PixelSpec, probe_shard, read_shard
 from rrcluster.io.manifest import list_shards
 from rrcluster.io.tables import in_parquet, table_of
@@ -48,14 +48,18 @@ class Estimate:
     decode: float | None = None  # images/s
     encode: float | None = None  # images/s
 
-    def embed_seconds(self, workers: int, cores: int, gpus: bool, encoders: int) -> float:
-        """Time of embedding with ``workers`` readers and ``encoders`` on a machine of ``cores``:
-        as long as its slowest part, encoders, readers, or the cores that both share."""
+    def seconds_here(self, spec: ComputeSpec) -> float:
+        """Seconds of embedding on this machine: those of its slowest part, encoders, readers, or
+        the cores that both share."""
         if self.decode is None or self.encode is None:
             return 0.0
-        parts = [1 / (encoders * self.encode), 1 / (workers * self.decode)]
-        on_cores = 1 / self.decode + (0 if gpus else 1 / self.encode)
-        return self.images * max(*parts, on_cores / cores)
+        cores = os.cpu_count() or 1
+        readers = spec.workers or cores
+        encoders = 1 if spec.backend == "in_process" else readers
+        on_cores = 1 / self.decode + (0 if spec.gpus_per_worker else 1 / self.encode)
+        return self.images * max(
+            1 / (encoders * self.encode), 1 / (readers * self.decode), on_cores / cores
+        )
 
 
 def estimate_job(config: Config, console: Console) -> None:
@@ -80,10 +84,7 @@ def estimate_job(config: Config, console: Console) -> None:
             hours = found.images * (1 / found.encode + 1 / found.decode) / 3600
             table.add_row("core-hours", f"{hours:,.3f} for embedding")
         if config.compute.address is None:
-            cores = os.cpu_count() or 1
-            workers = config.compute.workers or cores
-            encoders = 1 if config.compute.backend == "in_process" else workers
-            seconds = found.embed_seconds(workers, cores, gpus, encoders)
+            seconds = found.seconds_here(config.compute)
             table.add_row("embedding here", f"{seconds:,.0f} s, after the start")
     table.add_row("storage", f"{found.storage / 1e9:,.3f} GB in run_dir, and the report")
     console.print(table)
