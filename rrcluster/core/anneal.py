@@ -28,7 +28,6 @@ from rrcluster.core.shards import Rows
 from rrcluster.core.tiles import TILE
 from rrcluster.records import setting
 
-MIN_STEPS = 100  # batches of a fit at least: small samples are walked more often
 MIN_BATCH = 256
 PLUS_PLUS = 256  # rounds of drawing where nothing is annealed: k-means++ up to so many centroids
 MIN_DRAWN = 4096  # rows that starting rows are drawn from at least
@@ -43,6 +42,7 @@ class AnnealSpec:
 
     rows_per_centroid: int = setting(256, "rows per centroid that are annealed on at most")
     epochs: float = setting(2.0, "walks over those rows in annealed mini-batches; 0: none")
+    min_steps: int = setting(100, "mini-batches at least: small samples are walked more often")
     anneal_rate: float = setting(0.4, "initial weight of a row in its centroid, falling to 0")
     split_below: float = setting(
         0.1, "a centroid with less than this share of the mean inertia splits the widest instead"
@@ -87,7 +87,7 @@ def anneal(
     centroids = space.place(start)
     k = len(centroids)
     batch = min(max(k, MIN_BATCH), len(rows))
-    steps = max(round(spec.epochs * len(rows) / batch), MIN_STEPS)
+    steps = max(round(spec.epochs * len(rows) / batch), spec.min_steps)
     shares = torch.full((k,), -1.0)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for step in range(steps):
