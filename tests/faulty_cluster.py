@@ -29,6 +29,7 @@ TITLES = {
     "encoder": ("ray::MapWorker(MapBatches(Encode))",),
     "reader": ("ray::MapBatches(ReadShard",),
     "assembler": ("ray::Assemble",),
+    "feeder": ("ray::Feeder",),
     "holder": ("ray::BlockHolder",),
     "coordinator": ("ray::Coordinator",),
     "task": ("ray::_one", "ray::_embed_alone"),

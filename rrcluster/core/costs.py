@@ -29,7 +29,7 @@ class Rates:
     flops: float  # of one core, in matrix products of float32
     factor_flops: float  # of one core, in the small factorizations of the merge tree
     store: float  # bytes of one worker, to and from the store
-    tasks: float  # tasks that the job's own process hands out
+    tasks: float  # tasks that one process hands out
     messages: float  # calls of holders that the coordinator makes, small answers taken
     adding: float  # bytes of answers that the coordinator takes and adds
     listing: float = 5000.0  # keys that a store lists
@@ -164,9 +164,12 @@ def kmeans_work(fit: Fit) -> dict[str, float]:
     return {"cells": level(1, fit.rows, float(fit.cells)), "leaves": inside}
 
 
-def job(corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float) -> list[Stage]:
+def job(
+    corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float, feeders: int = 1
+) -> list[Stage]:
     """The stages of a whole job. ``block_images`` is how many images one task hands on:
-    a task per shard reads, and one per block each encodes and delivers."""
+    a task per shard reads, and one per block each encodes and delivers; ``feeders`` processes hand
+    them out."""
     n, workers = corpus.images, pool.encoders
     cores = pool.machines * pool.cores
     store = workers * rates.store
@@ -192,7 +195,8 @@ def job(corpus: Corpus, fit: Fit, pool: Pool, rates: Rates, block_images: float)
                 "encoders": n / (workers * rates.encode),
                 "decoding": n / (cores * rates.decode),
                 "network": n * corpus.image_bytes / (pool.machines * pool.network),
-                "handing out tasks": (corpus.shards + 2 * n / block_images) / rates.tasks,
+                "handing out tasks": (corpus.shards + 2 * n / block_images)
+                / (feeders * rates.tasks),
                 "store": n * (2 * fit.d + ROW_BYTES) / store,
             },
         ),

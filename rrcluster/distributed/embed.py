@@ -24,6 +24,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.config import ComputeSpec
+from rrcluster.distributed.feeders import fed
 from rrcluster.distributed.meters import count
 from rrcluster.distributed.placement import (
     ASSEMBLER_CPUS,
@@ -174,7 +175,7 @@ def embed(
             break
         if number:
             log.warning("%d shards lost a worker or their assembler: once more", len(todo))
-        for counts in _stream(plan, list(todo.values()), spec, workers):
+        for counts in fed(_stream, plan, list(todo.values()), spec, workers):
             if todo.pop(counts.shard, None) is not None:
                 yield counts
     if len(todo) > spec.max_lost_shards:

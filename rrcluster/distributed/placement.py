@@ -13,10 +13,12 @@ from rrcluster.config import ComputeSpec
 MAX_RETRIES = 4
 # The end of a worker's process; the loss of its machine is another matter.
 DEATHS = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
+LOST_NODES = 20  # machines that may go under one suspect shard, or one feeder
 # Ray gives each machine one of any resource of such a name; Ray Serve bounds its replicas by it.
 ONE_PER_NODE = "node:__internal_implicit_resource_rrcluster_"
-# Assemblers and deliverers wait most of the time, but must not be placed on a head without CPUs.
-ASSEMBLER_CPUS = 0.01
+# These wait most of the time (a feeder takes a core at most), but must not be placed on a head
+# without CPUs.
+ASSEMBLER_CPUS = FEEDER_CPUS = 0.01
 DELIVER_CPUS = 0.1
 
 

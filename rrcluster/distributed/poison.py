@@ -13,12 +13,11 @@ import torch
 
 from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.config import ComputeSpec
-from rrcluster.distributed.placement import DEATHS, worker_options
+from rrcluster.distributed.placement import DEATHS, LOST_NODES, worker_options
 from rrcluster.records import Shard
 from rrcluster.stages.quarantine import LOAD, Step, Suspicion, embed_alone
 
 AT_ONCE = 8  # suspects at a time: enough for a few bad shards, and no storm on a small head
-LOST_NODES = 20  # machines that may go under one suspect; they are not held against it
 log = logging.getLogger("rrcluster")
 
 _NODE_LOST = (ray.exceptions.NodeDiedError, ray.exceptions.RaySystemError)

@@ -110,7 +110,8 @@ def kills(bench: Bench) -> Rows:
         while sum(done.values()) < wanted:
             run_dir = bench.folder / f"kills-{number}"
             killer = Killer(cluster, ROLES, 1000 * bench.seed + number, KILLS_PER_RUN, PAUSE, done)
-            found = disturbed_run(run_dir, killer, (*settings, f"run_dir={run_dir}"))
+            fed = f"compute.workers_per_feeder={1 + number % 2}"  # two feeders, or none
+            found = disturbed_run(run_dir, killer, (*settings, fed, f"run_dir={run_dir}"))
             extra = {"run": number, "kills": [f"{stage} {role}" for stage, role in found.kills]}
             yield from bench.verdict("kills", run_dir, found, **extra)
             yield bench.row("kills", "kills", len(found.kills), "kills", **extra)

@@ -57,7 +57,7 @@ from rrcluster.stages.run import open_run
 
 S3_BYTES = 100e6  # of one worker, to and from an object store: assumed
 PHOTO = 512  # pixels of a side of the picture that decoding is timed on
-BLOCKS = {size: (size << 20) / (224 * 224 * 3) for size in (32, 256)}  # MB → images of 224 pixels
+BLOCK_IMAGES = ComputeSpec().block_bytes / (224 * 224 * 3)
 UTILIZATION = 0.4  # of a GPU's peak in bf16: assumed
 VIT_L14 = 162e9  # floating-point operations per image of 224 pixels
 GPUS = {"A10G": 70e12, "A100": 312e12, "H100": 989e12}  # dense bf16 peak, as the vendor states
@@ -170,22 +170,23 @@ def predictions(say: Say, rates: Rates) -> None:
         for level, work in kmeans_work(fit).items():
             say(f"{name} clusters", f"kmeans_{level}", work, "operations")
     print(
-        "| images | clusters | pool | run folder | blocks | hours | machine-hours | embed | fit | "
+        "| images | clusters | pool | run folder | feeders | hours | machine-hours | embed | fit | "
         "write |\n" + "|---" * 10 + "|"
     )
-    for images, clusters, name, size in itertools.product((1e8, 1e9, 1e10), FITS, POOLS, BLOCKS):
+    for images, clusters, name, fed in itertools.product((1e8, 1e9, 1e10), FITS, POOLS, (0, 1)):
         (pool, gpu), fit, corpus = POOLS[name], FITS[clusters], Corpus(images)
+        feeders = -(-pool.encoders // ComputeSpec().workers_per_feeder) if fed else 1
         own = replace(rates, encode=UTILIZATION * GPUS[gpu] / VIT_L14, store=S3_BYTES)
-        stages = {s.name: s for s in job(corpus, fit, pool, own, BLOCKS[size])}
+        stages = {s.name: s for s in job(corpus, fit, pool, own, BLOCK_IMAGES, feeders)}
         total, embedding, write = hours(list(stages.values())), stages["embed"], stages["write"]
         fitting = [stages[s] for s in ("select", "seed", "refine", "count", "caption")]
         slowest = max(fitting, key=lambda stage: stage.seconds)
         waits = {s.name: [round(s.seconds), s.bound] for s in stages.values()}
-        about = {"images": images, "clusters": clusters, "blocks": f"{size} MB", "stages": waits}
+        about = {"images": images, "clusters": clusters, "feeders": feeders, "stages": waits}
         say(name, "hours", total, "h", quiet=True, **about)
         cells = [
             f"10^{round(np.log10(images))}", clusters, name,
-            f"{stored_bytes(corpus, fit) / 1e12:,.2f} TB", f"{size} MB", f"{total:,.1f}",
+            f"{stored_bytes(corpus, fit) / 1e12:,.2f} TB", f"{feeders}", f"{total:,.1f}",
             f"{total * pool.machines:,.0f}",
             f"{embedding.seconds / 3600:,.1f} h, {embedding.bound}",
             f"{sum(s.seconds for s in fitting) / 3600:,.2f} h, {slowest.name}: {slowest.bound}",

@@ -72,3 +72,6 @@ def test_more_machines_stop_helping_where_one_process_hands_out_the_work() -> No
         stages[machines] = job(Corpus(1e9), Fit(), pool, RATES, 200.0)
     assert hours(stages[100]) < hours(stages[10]) / 5
     assert stages[10_000][1].bound == "handing out tasks"
+    pool = dataclasses.replace(POOL, machines=10_000)
+    many = job(Corpus(1e9), Fit(), pool, RATES, 200.0, feeders=625)[1]
+    assert many.busy["handing out tasks"] < stages[10_000][1].seconds / 600
