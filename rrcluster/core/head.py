@@ -2,13 +2,15 @@
 
 A batch holds some clusters with some rows each, which give R_c, and an independent random half,
 which gives R. With random batches and many clusters each cluster would have less than one row and
-R_c would say nothing.
+R_c would say nothing. What belongs together is what the clusters say (``membership=labels``), or
+how alike the batch's rows are to some of it, the anchors (``batch``: CPP's membership, arXiv
+2306.05272, in which here no row is its own cluster).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +18,8 @@ from torch import Tensor
 
 from rrcluster.core import keys
 from rrcluster.core.features import Head
-from rrcluster.core.rate import rate_reduction_loss
+from rrcluster.core.rate import membership_compression, rate, rate_reduction_loss
+from rrcluster.core.sinkhorn import sinkhorn
 
 
 @runtime_checkable
@@ -24,6 +27,9 @@ class HeadSpec(Protocol):
     """The settings that training reads; ``RefineSpec`` has them."""
 
     eps2: float
+    membership: Literal["labels", "batch"]
+    anchors: int
+    eta: float
     hidden: int
     steps: int
     batch_clusters: int
@@ -83,8 +89,27 @@ def train_head(
         rows, mine = groups.draw(spec.batch_clusters, spec.cluster_rows, draw)
         half = torch.randint(len(u), (spec.spread_rows,), generator=draw)
         now = Head(**weights)
-        loss = rate_reduction_loss(now.residual(u[rows]), mine, spec.eps2, now.residual(u[half]))
+        z, spread = now.residual(u[rows]), now.residual(u[half])
+        if spec.membership == "labels":
+            loss = rate_reduction_loss(z, mine, spec.eps2, spread)
+        else:
+            pi = batch_membership(z, spec.anchors, spec.eta, draw)
+            loss = membership_compression(z, pi, spec.eps2) - rate(spread, spec.eps2)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     return Head(**{name: weight.detach() for name, weight in weights.items()})
+
+
+def batch_membership(
+    z: Float[Tensor, "b e"], anchors: int, eta: float, generator: torch.Generator
+) -> Float[Tensor, "b a"]:
+    """Memberships of a batch's rows in some of its rows: a softmax of |cosine| at ``eta``.
+
+    Columns have no target, since uniform ones harm long tails; a row that is an anchor does not
+    count as like itself, or the diagonal would hold most of the mass.
+    """
+    chosen = torch.randperm(len(z), generator=generator)[:anchors]
+    scores = (z @ z[chosen].T).abs()
+    own = chosen[None] == torch.arange(len(z))[:, None]
+    return sinkhorn(scores.masked_fill(own, -1.0), eta)

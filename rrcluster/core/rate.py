@@ -25,7 +25,12 @@ def log_det(matrices: Float[Tensor, "*b e e"]) -> Float[Tensor, "*b"]:
 
 def coding_rate(x: Float[Tensor, "n e"], eps2: float) -> float:
     """R(x; ε²) = ½ log det(I + e/(n ε²) xᵀx), nats per sample; 0 without rows."""
-    return float(_row_rates(x[None].float(), eps2)[0]) if len(x) else 0.0
+    return float(rate(x.float(), eps2)) if len(x) else 0.0
+
+
+def rate(z: Float[Tensor, "n e"], eps2: float) -> Float[Tensor, ""]:
+    """R(z; ε²), nats per sample, differentiable."""
+    return _row_rates(z[None], eps2)[0]
 
 
 def moment_rates(
@@ -87,7 +92,24 @@ def rate_reduction_loss(
         rows = order[first[:, None] + torch.arange(size)]  # (clusters of this size, size)
         compressed = compressed + size / len(z) * _row_rates(z[rows], eps2).sum()
     whole = z if spread is None else spread
-    return compressed - _row_rates(whole[None], eps2)[0]
+    return compressed - rate(whole, eps2)
+
+
+def membership_compression(
+    z: Float[Tensor, "n e"], membership: Float[Tensor, "n k"], eps2: float
+) -> Float[Tensor, ""]:
+    """R_c(Z, Π) of soft memberships (n, k), nats per sample, differentiable in both.
+
+    The literal form of CPP (arXiv 2306.05272): k determinants of e × e.
+    """
+    n, e = z.shape
+    mass = membership.sum(0)
+    outer = (z[:, :, None] * z[:, None, :]).flatten(1)
+    moments = (membership.T @ outer).view(-1, e, e)
+    scale = e / (eps2 * mass.clamp_min(1e-8))
+    eye = torch.eye(e, dtype=z.dtype)
+    rates: Tensor = mass * 0.5 * log_det(eye + scale[:, None, None] * moments)
+    return rates.sum() / n
 
 
 def _row_rates(z: Float[Tensor, "b n e"], eps2: float) -> Float[Tensor, " b"]:

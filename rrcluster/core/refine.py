@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -50,6 +51,11 @@ class RefineSpec:
     whitenings: int = setting(2, "rounds of whitening by the spread within clusters, and Lloyd")
     ridge: float = setting(0.1, "share of the mean spread added to every direction's")
     rounds: int = setting(1, "rounds of head training and Lloyd; 0: none")
+    membership: Literal["labels", "batch"] = setting(
+        "labels", "what the head takes for belonging together: the clusters, or likeness in a batch"
+    )
+    anchors: int = setting(64, "rows of a batch that membership=batch compares with")
+    eta: float = setting(0.1, "temperature of membership=batch")
     fit_rows: int = setting(50_000, "rows that the head is trained on at most")
     steps: int = setting(300, "training steps per round")
     hidden: int = setting(256, "hidden width of the head")

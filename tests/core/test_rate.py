@@ -16,7 +16,9 @@ from rrcluster.core.rate import (
     coding_lengths,
     coding_rate,
     effective_rank,
+    membership_compression,
     moment_rates,
+    rate,
     rate_reduction,
     rate_reduction_loss,
 )
@@ -147,3 +149,17 @@ def test_core_takes_determinants_by_cholesky_only() -> None:
     )
     for path in sorted(Path(rrcluster.core.__path__[0]).glob("*.py")):
         assert not forbidden.search(path.read_text()), path.name
+
+
+def test_hard_memberships_compress_as_labels_do_and_gradients_hold() -> None:
+    g = torch.Generator().manual_seed(3)
+    z = torch.nn.functional.normalize(torch.randn(24, 6, generator=g, dtype=torch.float64), dim=1)
+    labels = torch.arange(24) % 3
+    hard = torch.nn.functional.one_hot(labels, 3).double()
+    literal = rate_reduction_loss(z, labels, 0.5) + rate(z, 0.5)
+    torch.testing.assert_close(membership_compression(z, hard, 0.5), literal)
+    soft = torch.rand(24, 5, generator=g, dtype=torch.float64).requires_grad_()
+    z.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda a, b: membership_compression(a, b.softmax(1), 0.5), (z, soft)
+    )

@@ -12,10 +12,10 @@ from rrcluster.core import gate as gates
 from rrcluster.core.cells import nearest
 from rrcluster.core.codes import CentroidCodes, fit_codes
 from rrcluster.core.features import Head, fit_projection
-from rrcluster.core.head import train_head
+from rrcluster.core.head import batch_membership, train_head
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
 from rrcluster.core.probe import Probe, nearest_others
-from rrcluster.core.rate import rate_reduction
+from rrcluster.core.rate import rate, rate_reduction
 from rrcluster.core.refine import RefineSpec, refine
 from rrcluster.core.shards import MemoryShards
 
@@ -195,3 +195,27 @@ def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
     found = nearest_others(x, 2)
     assert found.shape == (7, 2)
     assert not (found == torch.arange(7)[:, None]).any()
+
+
+def test_a_row_is_not_its_own_cluster_and_likeness_decides_memberships() -> None:
+    z = torch.nn.functional.normalize(torch.eye(4).repeat(8, 1) + 0.01, dim=1)
+    pi = batch_membership(z, 32, 0.1, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pi.sum(1), torch.ones(32))
+    assert float(pi.max()) < 0.2  # seven others are as like as can be
+
+
+def test_the_head_learns_from_likeness_in_the_batch_as_well() -> None:
+    x, y = planes(600, 4, 16)
+    u = torch.nn.functional.normalize(x.float(), dim=1)
+    spec = dataclasses.replace(SPEC, membership="batch", anchors=16, steps=20, learning_rate=1e-3)
+    head = train_head(u, y, None, spec, seed=0)
+    again = train_head(u, y, None, spec, seed=0)
+    z, before = head.residual(u), u
+    assert all(
+        torch.equal(a, b) for a, b in zip(vars(head).values(), vars(again).values(), strict=True)
+    )
+
+    def expansion(rows: torch.Tensor) -> float:
+        return float(rate(rows, spec.eps2))
+
+    assert expansion(z) > expansion(before)
