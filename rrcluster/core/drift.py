@@ -49,6 +49,10 @@ class ReclusterSpec:
     novelty_times: float = setting(
         3.0, "how many times as frequent as in the fit a new cluster's rows must be"
     )
+    regroup: bool = setting(True, "split and merge clusters between fits where new rows ask for it")
+    regroup_gain: float = setting(
+        0.2, "nats per row of the clusters concerned that a split or a merge must save"
+    )
     buffer_rows: int = setting(20_000, "rows set aside that are kept at most (hash-chosen)")
     max_churn: float = setting(0.5, "warn when a refit moves a larger share of rows to other ids")
 

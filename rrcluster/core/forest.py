@@ -6,7 +6,7 @@ per level. That is all that assigning a sample needs, old or new.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -72,13 +72,16 @@ def label(forest: Forest, x: Float[Tensor, "n d"]) -> Labels:
         ),
     )
     found = Labels(leaf, forest.paths[leaf], confidence, outlier, cost)
-    return found if forest.novel is None else with_novel(forest, x, found)
+    return relabelled(forest, x, found)
 
 
-def with_novel(forest: Forest, x: Float[Tensor, "n d"], found: Labels) -> Labels:
-    """The labels by the fit, with the rows that go to clusters opened since."""
+def relabelled(forest: Forest, x: Float[Tensor, "n d"], found: Labels) -> Labels:
+    """Labels by the fit (of a forest with the same leaves), with the paths of this forest, and
+    with the rows that go to clusters opened since."""
+    found = replace(found, path=forest.paths[found.leaf])
     novel = forest.novel
-    assert novel is not None
+    if novel is None:
+        return found
     open_to = (found.outlier > novel.threshold).nonzero()[:, 0]
     if not len(open_to):
         return found

@@ -95,7 +95,8 @@ def read_forest(store: Store) -> Forest:
     if not store.exists(OPENED):
         return forest
     more = read_tensors(store, OPENED)
-    return replace(forest, paths=more["paths"], novel=Novel.from_tensors(more))
+    novel = Novel.from_tensors(more) if "own" in more else None
+    return replace(forest, paths=more["paths"], novel=novel)
 
 
 def read_space(store: Store) -> FeatureMap | None:

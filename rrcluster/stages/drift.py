@@ -14,6 +14,7 @@ from rrcluster.compute import Compute, in_order
 from rrcluster.core.drift import Sums, sums_of
 from rrcluster.core.forest import Forest, label
 from rrcluster.io.store import Store
+from rrcluster.stages.count import OPENED
 from rrcluster.stages.run import Run
 from rrcluster.stages.select import INDEX, LoadBlock
 from rrcluster.stages.tensors import read_tensors, write_tensors
@@ -23,8 +24,8 @@ OPENED_FITTED = "novelty/fitted.safetensors"
 
 
 def fitted_sums(run: Run, compute: Compute, forest: Forest) -> Sums:
-    """Of the fit's rows, a bounded sample: counted once per model (and set of opened clusters)."""
-    name = FITTED if forest.novel is None else OPENED_FITTED
+    """Of the fit's rows, a bounded sample: counted once per model (and version of its clusters)."""
+    name = OPENED_FITTED if run.store.exists(OPENED) else FITTED
     if not run.store.exists(name):
         blocks = list(range(run.store.read_json(INDEX)["blocks"]))
         found = _added(compute, forest, LoadBlock.of(run), blocks)

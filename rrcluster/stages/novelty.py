@@ -8,6 +8,7 @@ of earlier increments that do are listed in ``moved/``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from rrcluster.core.drift import ReclusterSpec
 from rrcluster.core.features import FeatureMap
 from rrcluster.core.forest import Forest, label
 from rrcluster.core.keys import KEY_SPAN, row_keys
+from rrcluster.core.merge import group_sums
 from rrcluster.core.model import features_of
 from rrcluster.core.novelty import Known, Novel, gain, grouped, often, opened
 from rrcluster.io import tables
@@ -33,7 +35,8 @@ from rrcluster.stages.tensors import read_tensors, write_tensors
 
 KNOWN = "model/recluster/known.safetensors"
 BUFFER = "aside/buffer.safetensors"
-MOST_NUMBERS = 1 << 28  # of all clusters' moments; beyond, nothing is looked for (2 GiB)
+ADDED = "aside/moments.safetensors"  # of the fit's leaves' rows of increments, but for those aside
+MOST_NUMBERS = 1 << 26  # of all leaves' moments; beyond, nothing is looked for (256 MiB)
 
 
 @dataclass(frozen=True)
@@ -91,32 +94,52 @@ class Aside:
 
 @dataclass(frozen=True)
 class SetAside:
-    """Map: the rows of one shard of the increment whose cost is far above their cluster's own."""
+    """Map: the rows of one shard of the increment whose cost is far above their cluster's own; with
+    the leaf and the features of every other row of the fit's leaves."""
 
     store: Store
     forest: Forest
+    space: FeatureMap
     score: float
     increment: int
 
-    def __call__(self, shard: tuple[int, str]) -> Aside:
+    def __call__(self, shard: tuple[int, str]) -> tuple[Aside, Tensor, Tensor]:
         index, name = shard
         table = tables.read_table(self.store, f"samples/{name}.parquet", ["sample_id", "row"])
         x = np.array(self.store.read_npy(f"embeddings/{name}.npy"))
-        found = label(self.forest, torch.from_numpy(x))
+        rows_x = torch.from_numpy(x)
+        found = label(self.forest, rows_x)
         fits = found.leaf < self.forest.first_leaf[-1]
         rows = ((found.outlier > self.score) & fits).numpy().nonzero()[0]
         same = np.full(len(rows), self.increment, np.int32)
-        return Aside(
+        aside = Aside(
             x[rows], ids_of(table)[rows], np.full(len(rows), index, np.int32),
             table["row"].to_numpy()[rows].astype(np.int32), same, np.full(len(rows), -1, np.int32),
             rows=len(x),
         )  # fmt: skip
+        usual = (found.outlier <= self.score) & fits
+        return aside, found.leaf[usual], features_of(self.space, rows_x)[usual]
+
+
+def add_rows(
+    store: Store, leaves: int, width: int, parts: Iterable[tuple[Tensor, Tensor]]
+) -> LeafMoments:
+    """Moments per leaf of the increments' rows since the fit, those of ``parts`` included."""
+    sums = LeafMoments.none(leaves, width)
+    if store.exists(ADDED):
+        found = read_tensors(store, ADDED)
+        sums.mass.add_(found["mass"])
+        sums.moments.add_(found["moments"])
+    for leaf, z in parts:
+        sums.add(z, leaf, None)
+    return sums
 
 
 @dataclass(frozen=True)
 class History:
-    """What the fit knows: its clusters' moments, and its own rows that were coded badly."""
+    """What the fit knows: its leaves' and clusters' moments, and its rows that were coded badly."""
 
+    leaves: Known
     known: Known
     x: Tensor  # (h, d) float16, a sample of them
     rows: float  # rows of the fit that the sample stands for
@@ -127,7 +150,7 @@ def history(run: Run, compute: Compute, forest: Forest) -> History | None:
     store, spec, code = run.store, run.config.recluster, run.config.count
     space = read_space(store)
     fit = replace(forest, novel=None, paths=forest.paths[: forest.first_leaf[-1]])
-    k = fit.clusters_per_level[-1]
+    k = len(fit.paths)
     if space is None or k * space.width**2 > MOST_NUMBERS:
         return None
     if not store.exists(KNOWN):
@@ -135,8 +158,8 @@ def history(run: Run, compute: Compute, forest: Forest) -> History | None:
         most = -(-spec.buffer_rows // max(blocks, 1))
         work = DescribeBlock(LoadBlock.of(run), fit, space, spec.novelty_score, most)
         sums, counts, kept = LeafMoments.none(k, space.width), np.zeros(2), []
-        for cluster, z, x, aside in in_order(compute.map(work, list(range(blocks)))):
-            sums.add(z, cluster, None)
+        for leaf, z, x, aside in in_order(compute.map(work, list(range(blocks)))):
+            sums.add(z, leaf, None)
             counts += (len(z), aside)
             kept.append(x)
         tensors = {"mass": sums.mass, "moments": sums.moments, "x": torch.cat(kept)}
@@ -144,13 +167,24 @@ def history(run: Run, compute: Compute, forest: Forest) -> History | None:
     found = read_tensors(store, KNOWN)
     rows, aside = found["counts"].tolist()
     share = len(found["x"]) / max(aside, 1.0)
-    known = Known(found["mass"], found["moments"], code.eps2, code.shrinkage)
-    return History(known, found["x"], rows * share)
+    leaves = Known(found["mass"], found["moments"], code.eps2, code.shrinkage)
+    own = opening_clusters(forest)
+    known = Known(*group_sums(leaves.mass, leaves.moments, own), code.eps2, code.shrinkage)
+    return History(leaves, known, found["x"], rows * share)
+
+
+def opening_clusters(forest: Forest) -> Tensor:
+    """The cluster of each of the fit's leaves as novelty counts them: those of the first opening,
+    and of today's tree before it."""
+    if forest.novel is not None:
+        return forest.novel.own
+    finest: Tensor = forest.paths[: forest.first_leaf[-1], -1].unique(return_inverse=True)[1]
+    return finest
 
 
 @dataclass(frozen=True)
 class DescribeBlock:
-    """Map: of one fit block, each row's finest cluster and features, its first badly coded rows by
+    """Map: of one fit block, each row's leaf and features, its first badly coded rows by
     key (float16), and how many badly coded ones there are."""
 
     load: LoadBlock
@@ -164,7 +198,7 @@ class DescribeBlock:
         found = label(self.forest, x)
         aside = (found.outlier > self.score).nonzero()[:, 0]
         z = features_of(self.space, x)
-        return found.path[:, -1], z, x[aside[: self.most]].half(), len(aside)
+        return found.leaf, z, x[aside[: self.most]].half(), len(aside)
 
 
 @dataclass(frozen=True)
@@ -179,6 +213,11 @@ class Look:
     candidates: int  # groups that wait for another look
     facts: list[dict[str, Any]]  # of each cluster opened
 
+    @staticmethod
+    def nothing(aside: Aside) -> Look:
+        rows = torch.zeros(0, aside.x.shape[1])
+        return Look(aside, None, rows, aside.ids[:0], torch.zeros(0), 0, [])
+
 
 def look(
     aside: Aside, forest: Forest, before: History, opened_before: Known, space: FeatureMap,
@@ -188,15 +227,13 @@ def look(
 
     ``opened_before`` holds the moments of the clusters opened since the fit (of mass 0 for none).
     """
-    nothing = Look(
-        aside, None, torch.zeros(0, aside.x.shape[1]), aside.ids[:0], torch.zeros(0), 0, []
-    )
+    nothing = Look.nothing(aside)
     if len(aside.x) < spec.novelty_rows:
         return nothing
     x = torch.from_numpy(aside.x)
     fit = replace(forest, novel=None)
     z, leaf = features_of(space, x), label(fit, x).leaf
-    own = forest.paths[: forest.first_leaf[-1], -1]
+    own = opening_clusters(forest)
     known = before.known.with_clusters(opened_before.mass, opened_before.moments)
     cluster, old = own[leaf], label(fit, before.x)
     share = aside.limit / KEY_SPAN

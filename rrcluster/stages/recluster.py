@@ -30,7 +30,6 @@ from rrcluster.stages.between_fits import look_between_fits
 from rrcluster.stages.count import read_forest
 from rrcluster.stages.drift import fitted_sums, new_sums
 from rrcluster.stages.embed import embed
-from rrcluster.stages.names import read_names
 from rrcluster.stages.refit import Ids, refit, since_increment
 from rrcluster.stages.run import Record, Run, existing_run
 from rrcluster.stages.write import assignments_folder, cluster_ids, write_clusters, write_rows
@@ -198,21 +197,24 @@ def _add(
         content |= grown.content
         facts["novelty"] = grown.facts
         facts["words"] += grown.facts.get("words", [])
-        written = number
-        sizes = np.pad(before + sizes, (0, len(grown.new_ids))) + grown.change
-        if grown.new_ids:
+        sizes, written, wider = before + sizes, number, grown.wider
+        if wider is not None:
             # Rows of this increment were written by the model before; some have moved already.
             written, content["changes"] = number - 1, [*content["changes"], number]
-            since = since_increment(now) | dict.fromkeys(grown.new_ids, number)
-            names = read_names(grown.store)
-            write_clusters(grown.store, grown.forest, names, sizes, content["clusters"], since)
+            k = len(wider.ids[-1])
+            sizes = np.bincount(wider.place, sizes, k).astype(np.int64) + grown.change
+            since = since_increment(now) | {
+                new: number for _, new, kind in wider.kinds if kind != "merged"
+            }
+            to = now.store.with_folder("novelty", content["novelty"])
+            write_clusters(to, wider.forest, wider.names, sizes, content["clusters"], since)
         else:
             _write_tables(now, content["clusters"], sizes, ids[-1])
         if plan.shards:
             content["assignments"].append(
                 {"increment": number, "written": written, "folder": folder}
             )
-        _write_map(store, number, now, grown.new_ids)
+        _write_map(store, number, now, wider.kinds if wider else ())
     held.check()
     name = f"{COMMITS}/increment={number:05d}.json"
     if not store.create(name, json.dumps(content, indent=1).encode()):
@@ -352,15 +354,21 @@ def _write_tables(
         )  # fmt: skip
 
 
-def _write_map(store: Store, number: int, now: Current, new_ids: Sequence[int]) -> None:
+def _write_map(
+    store: Store, number: int, now: Current, kinds: Sequence[tuple[int | None, int, str]]
+) -> None:
+    """What became of each id; ``kinds`` are the changes at the finest level."""
+    away = {old for old, _, kind in kinds if kind == "merged"}
+    finest = now.levels - 1
     rows: list[dict[str, Any]] = [
         {"old_id": i, "new_id": i, "level": level, "kind": "kept", "overlap": 1.0}
         for level in range(now.levels)
         for i in now.clusters(level, ["cluster_id"])["cluster_id"].to_pylist()
+        if level < finest or i not in away
     ]
     rows += [
-        {"old_id": None, "new_id": i, "level": now.levels - 1, "kind": "new", "overlap": 0.0}
-        for i in new_ids
+        {"old_id": old, "new_id": new, "level": finest, "kind": kind, "overlap": float(old in away)}
+        for old, new, kind in kinds
     ]
     name = f"cluster_map/increment={number:05d}.parquet"
     tables.write_table(store, name, "cluster_map", tables.table_of("cluster_map", rows))

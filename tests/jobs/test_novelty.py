@@ -13,9 +13,12 @@ from job_fixtures import SMALL, record
 from pipelines.cluster import cluster
 from rrcluster.compute import silent
 from rrcluster.config import load
+from rrcluster.core.regroup import Regrouping
+from rrcluster.io import tables
 from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.local import InProcessCompute
+from rrcluster.stages import between_fits
 from rrcluster.stages.recluster import recluster
 from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
@@ -23,18 +26,22 @@ from rrcluster.stages.run import existing_run
 WIDTH = 24
 
 
-def rows_of(concept: int, count: int, seed: int) -> np.ndarray:
-    x = np.eye(WIDTH)[concept] + 0.07 * np.random.default_rng(seed).normal(size=(count, WIDTH))
+def rows_of(concept: int, count: int, seed: int, beside: float = 0.0) -> np.ndarray:
+    x = (
+        np.eye(WIDTH)[concept]
+        + beside * np.eye(WIDTH)[concept + 1]
+        + 0.07 * np.random.default_rng(seed).normal(size=(count, WIDTH))
+    )
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
 
 
-def grow(folder: Path, layout: str, *shards: np.ndarray) -> dict:
+def grow(folder: Path, layout: str, *shards: np.ndarray, k: str = "[2,4]") -> dict:
     number = len(list((folder / "corpus").glob("*.npy")))
     for i, x in enumerate(shards, number):
         np.save(folder / "corpus" / f"{i}.npy", x)
     settings = [f"run_dir={folder / 'run'}", "compute=in_process", "recluster.refit=never"]
     if number == 0:
-        made = ["corpus.format=embeddings", f"corpus.uri={folder / 'corpus'}", "k=[2,4]", *SMALL]
+        made = ["corpus.format=embeddings", f"corpus.uri={folder / 'corpus'}", f"k={k}", *SMALL]
         made += ["refine.rounds=0", "recluster.novelty_rows=12", f"write.partition_by={layout}"]
         cluster(load([*settings[:2], *made]), silent)
         return {}
@@ -94,3 +101,55 @@ def test_a_slow_concept_opens_a_cluster_and_early_rows_of_it_move_there(tmp_path
     facts = recluster(load(settings), lambda: InProcessCompute(), silent).facts
     assert facts["refit"]["churn"] < 0.5
     assert len(everything(tmp_path)) == len(rows)
+
+
+def resolved(folder: Path) -> list[int]:
+    """Each row's finest cluster now, which must be what the cluster table counts."""
+    now = current(Store(str(folder / "run")))
+    finest = f"level_{now.levels - 1}"
+    ids = pa.concat_tables(now.batches([finest]))[finest].to_pylist()
+    table = now.clusters(now.levels - 1, ["cluster_id", "size"]).to_pydict()
+    sizes = dict(zip(table["cluster_id"], table["size"], strict=True))
+    assert sizes == {i: ids.count(i) for i in sizes}
+    return ids
+
+
+def test_ids_and_rows_follow_a_merge_and_a_split(tmp_path, monkeypatch) -> None:
+    """That new rows ask for them is core's business (tests/core/test_regroup.py)."""
+    (tmp_path / "corpus").mkdir()
+    clouds = [rows_of(2 * c, 60, c, side) for c in range(4) for side in (0.4, -0.4)]
+    grow(tmp_path, "shard", np.concatenate(clouds), k="5")
+    before = np.array(resolved(tmp_path))
+    chosen: list[int] = []
+
+    def prescribed(fit, every, cluster, parent, margin) -> Regrouping:
+        leaves = [(cluster == c).nonzero()[:, 0].tolist() for c in range(5)]
+        split = next(c for c in range(5) if len(leaves[c]) > 1 and every.mass[leaves[c][0]] > 0)
+        away, into = [c for c in range(5) if c != split][:2]
+        chosen.extend([split, away, into])
+        return Regrouping(((away, into, 7.0),), ((split, (leaves[split][0],), 5.0),))
+
+    monkeypatch.setattr(between_fits, "regrouped", prescribed)
+    facts = grow(tmp_path, "shard", np.concatenate(clouds[::2]))
+    monkeypatch.undo()
+    split, away, into = chosen
+    (parted,) = facts["novelty"]["split"]
+    (merged,) = facts["novelty"]["merged"]
+    assert (parted["old_id"], merged["old_id"], merged["new_id"]) == (split, away, into)
+    ids = np.array(resolved(tmp_path))
+    first = ids[: len(before)]
+    assert set(first[before == away]) == {into}
+    assert set(first[before == split]) == {split, parted["new_id"]}
+    rest = ~np.isin(before, (away, split))
+    assert (first[rest] == before[rest]).all()
+    table = tables.read_table(Store(str(tmp_path / "run")), "cluster_map/increment=00001.parquet")
+    told = {(r["old_id"], r["new_id"], r["kind"]) for r in table.to_pylist()}
+    assert {(away, into, "merged"), (split, parted["new_id"], "split")} <= told
+    assert not any(old == away and kind == "kept" for old, _, kind in told)
+    # The same pictures once more: the same clusters, with the same confidence.
+    grow(tmp_path, "shard", np.concatenate(clouds))
+    ids = np.array(resolved(tmp_path))
+    assert (ids[: len(before)] == ids[-len(before) :]).all()
+    now = current(Store(str(tmp_path / "run")))
+    found = pa.concat_tables(now.batches(["confidence"]))["confidence"].to_numpy()
+    assert (found[: len(before)] == found[-len(before) :]).all()
