@@ -17,6 +17,7 @@ from rrcluster.stages.caption import caption
 from rrcluster.stages.embed import embed
 from rrcluster.stages.estimate import estimate_job
 from rrcluster.stages.fit import fit
+from rrcluster.stages.levels import check_levels
 from rrcluster.stages.report import report
 from rrcluster.stages.run import Record, open_run
 from rrcluster.stages.select import select
@@ -34,6 +35,7 @@ def main(config: Config) -> int:
 
 def cluster(config: Config, progress: Progress) -> Record:
     """Run every stage that is not done yet; ``run.json`` as it is at the end."""
+    check_levels(config)
     job, record = open_run(config)
     record.refuse_adopted()
     with start_compute(config) as compute:

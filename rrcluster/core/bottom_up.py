@@ -8,7 +8,7 @@ members of each of its clusters, and flattens further.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,8 +62,18 @@ class Hierarchy:
         return self.paths[nearest_in_cell(x, self.seeds)[0]]
 
 
-def bottom_up(shards: Shards, levels: Sequence[Level], spec: SeedingSpec, seed: int) -> Hierarchy:
-    """Levels from fine to coarse. Raises ValueError where a level asks for more than there are."""
+def bottom_up(
+    shards: Shards,
+    levels: Sequence[Level],
+    spec: SeedingSpec,
+    seed: int,
+    done: Sequence[Seeds] = (),
+    on_level: Callable[[int, Seeds], None] | None = None,
+) -> Hierarchy:
+    """Levels from fine to coarse, going on after those ``done``; ``on_level`` gets each new one.
+
+    Raises ValueError where a level asks for more clusters than there are points.
+    """
     found: list[Seeds] = []
     parents: list[Tensor] = []
     points = shards
@@ -72,7 +82,12 @@ def bottom_up(shards: Shards, levels: Sequence[Level], spec: SeedingSpec, seed: 
             raise ValueError(
                 f"level {number} asks for {level.clusters} clusters of {points.num_rows} points"
             )
-        found.append(_one_level(points, level, spec, seed, ("level", number)))
+        if number < len(done):
+            found.append(done[number])
+        else:
+            found.append(_one_level(points, level, spec, seed, ("level", number)))
+            if on_level is not None:
+                on_level(number, found[-1])
         if number:
             centroids = found[-2].leaves
             parent, _ = nearest_in_cell(centroids.half(), found[-1])

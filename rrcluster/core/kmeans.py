@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,23 @@ class SeedingSpec(AnnealSpec):
     auto_max_leaves: int = setting(1024, "k=auto: leaves seeded at most")
     cell_leaves: int = setting(
         256, "leaves of one subtree at most; beyond, a coarse level cuts cells"
+    )
+    hierarchy: Literal["top_down", "bottom_up"] = setting(
+        "top_down",
+        "bottom_up: k lists levels of k-means of the centroids below, rows go to the nearest "
+        "centroid, nothing is refined or merged (hierarchies as of ssl-data-curation)",
+    )
+    splits: Any = setting(
+        1, "bottom_up: parts that each cluster of a smaller fit is cut into; one number or per k"
+    )
+    resamplings: Any = setting(
+        0, "bottom_up: times a level is fitted again on members of its clusters; number or per k"
+    )
+    sample_size: Any = setting(
+        1, "bottom_up: members of each cluster that this takes, 1: none; one number or per k"
+    )
+    sample_choice: Literal["closest", "random"] = setting(
+        "closest", "bottom_up: which members: the closest to the centroid, or random ones"
     )
     iterations: int = setting(30, "Lloyd iterations over the blocks at most")
     tolerance: float = setting(1e-3, "settled when an iteration lowers inertia by less than this")

@@ -106,6 +106,13 @@ def refine(
     return finish(shards, model), gate.events
 
 
+def unrefined(shards: Shards, centroids: Float[Tensor, "k d"], spec: RefineSpec) -> CellModel:
+    """The partition of nearest ``centroids`` as a model; every centroid stays a leaf."""
+    return finish(
+        shards, CellModel(fit_projection(shards, spec.width), CentroidCodes.of(centroids))
+    )
+
+
 def agreement(
     shards: Shards,
     centroids: Float[Tensor, "k d"],

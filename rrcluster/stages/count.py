@@ -27,6 +27,7 @@ from rrcluster.core.novelty import Novel
 from rrcluster.core.shards import MemoryShards, Shards
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
+from rrcluster.stages.levels import PATHS
 from rrcluster.stages.refine import read_cell
 from rrcluster.stages.run import Run
 from rrcluster.stages.tensors import read_tensors, write_tensors
@@ -48,10 +49,15 @@ def count(
     tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours, spec.shrinkage)
     found = estimate(tree)
     low, high = bootstrap_range(tree, replicates, spec)
-    chosen = levels_for(asked, found)
-    if chosen[-1] > tree.num_leaves:
-        raise UserError("k", asked, f"refinement left {tree.num_leaves} clusters; ask for fewer")
-    paths = nested_paths([cut(tree, k) for k in chosen])
+    if run.store.exists(PATHS):  # levels of k-means; the curve is told and chooses nothing
+        paths = read_tensors(run.store, PATHS)["paths"]
+        chosen = [int(n) + 1 for n in paths.max(0).values]
+    else:
+        chosen = levels_for(asked, found)
+        if chosen[-1] > tree.num_leaves:
+            remedy = f"refinement left {tree.num_leaves} clusters; ask for fewer"
+            raise UserError("k", asked, remedy)
+        paths = nested_paths([cut(tree, k) for k in chosen])
     forest = Forest(seeds.cells, tuple(models), paths, 1.0)
     tensors = {"cells": seeds.cells, "paths": paths}
     tensors["temperature"] = torch.tensor([temperature_of(forest, shards)])

@@ -9,7 +9,7 @@ from rrcluster.compute import Compute, Progress
 from rrcluster.core.gate import GateEvent
 from rrcluster.core.hierarchy import Seeds, whole_blocks
 from rrcluster.core.model import CellModel
-from rrcluster.core.refine import refine
+from rrcluster.core.refine import refine, unrefined
 from rrcluster.core.shards import Shards
 from rrcluster.io.store import Store
 from rrcluster.stages.cells import rows_of_cell, split_by_cell
@@ -64,6 +64,10 @@ class RefineCell:
                 progress("refine", event.round, spec.rounds, note, **facts)
 
         seeds = self.seeds.of_cell(cell)
+        if self.run.config.seeding.hierarchy == "bottom_up":
+            store.write_json(_history_name(cell), [])
+            write_tensors(store, _cell_name(cell), unrefined(shards, seeds, spec).tensors())
+            return
         k = finest(self.run.config.k)
         # Cells keep at least their share of the clusters asked for, so that merging can reach k.
         least = 1 if k is None else -(-k * len(seeds) // len(self.seeds.leaves))

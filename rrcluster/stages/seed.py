@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.core.bottom_up import bottom_up
 from rrcluster.core.hierarchy import Seeds, leaves_of_cell, top_down, whole_blocks
 from rrcluster.core.kmeans import SeedingSpec, State
 from rrcluster.core.shards import Shards
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
 from rrcluster.stages.cells import rows_of_cell, split_by_cell
+from rrcluster.stages.levels import LEVEL, PATHS, levels_of, nested
 from rrcluster.stages.run import Run
 from rrcluster.stages.tensors import read_tensors, write_tensors
 
@@ -49,6 +51,10 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
     store, spec = run.store, run.config.seeding
     if store.exists(SEEDS):
         return Seeds(**read_tensors(store, SEEDS))
+    if spec.hierarchy == "bottom_up":
+        seeds = _bottom_up(run, shards, progress)
+        write_tensors(store, SEEDS, vars(seeds))
+        return seeds
     cells = read_tensors(store, CELLS)["cells"] if store.exists(CELLS) else None
 
     def on_pass(state: State, inertia: float) -> None:
@@ -86,6 +92,23 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
         )
     write_tensors(store, SEEDS, vars(seeds))
     return seeds
+
+
+def _bottom_up(run: Run, shards: Shards, progress: Progress) -> Seeds:
+    """The finest level of ``k``; every level is kept once it is done, the paths at the end."""
+    store, spec = run.store, run.config.seeding
+    levels = levels_of(run.config.k, spec, shards.num_rows)
+    names = [LEVEL.format(number) for number in range(len(levels))]
+    done = [Seeds(**read_tensors(store, name)) for name in names if store.exists(name)]
+
+    def on_level(number: int, found: Seeds) -> None:
+        write_tensors(store, names[number], vars(found))
+        note = f"{len(found.leaves):,} clusters, {levels[number].resamplings} resamplings"
+        progress("seed", number + 1, len(levels), note)
+
+    found = bottom_up(shards, levels, spec, run.config.seed, done, on_level)
+    write_tensors(store, PATHS, {"paths": nested(found.paths)})
+    return found.seeds
 
 
 @dataclass(frozen=True)
