@@ -270,6 +270,22 @@ def settings_help() -> Iterator[tuple[str, Any, str]]:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
+    """Hydra's composition; of ``encoder=[a,b]``, what b sets goes under ``encoder.beside``."""
+    two = next((o for o in overrides if o.startswith("encoder=[")), None)
+    if two is None:
+        return _compose_groups(overrides)
+    names = [part.strip() for part in two.removeprefix("encoder=[").rstrip("]").split(",")]
+    if len(names) != 2:
+        raise UserError("encoder", two[8:], "name one encoder, or two as [clip_l14,dinov2_l14]")
+    first, second = (f"encoder={name}" for name in names)
+    found = _compose_groups([first if o is two else o for o in overrides])
+    own, plain = _compose_groups([second])["encoder"], dataclasses.asdict(EncoderSpec())
+    chosen = {n: v for n, v in own.items() if n == "kind" or v != plain[n]}
+    found["encoder"]["beside"] = {**chosen, **found["encoder"]["beside"]}
+    return found
+
+
+def _compose_groups(overrides: Sequence[str]) -> DictConfig:
     ConfigStore.instance().store("base", dataclasses.asdict(Config()))
     GlobalHydra.instance().clear()
     try:
@@ -304,7 +320,7 @@ def _parses(override: str) -> bool:
 # Groups of settings with names of the user's own.
 _FREE_FORM = (
     "corpus.storage_options.", "run_storage_options.", "encoder.model_options.",
-    "compute.resources.", "compute.labels.",
+    "encoder.beside.", "compute.resources.", "compute.labels.",
 )  # fmt: skip
 
 

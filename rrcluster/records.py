@@ -42,7 +42,7 @@ class Sample:
     width: int
     height: int
     sample_id: bytes  # 16 bytes, see DESIGN: uid of the json, else XXH3-128 of the image bytes
-    pixels: npt.NDArray[np.uint8]  # (size, size, 3) RGB, resized and cropped for the encoder
+    pixels: npt.NDArray[np.uint8]  # RGB as the encoder sees it: (size, size, 3)
 
 
 @dataclass(frozen=True)

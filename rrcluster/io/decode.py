@@ -42,6 +42,14 @@ class PixelSpec:
     size: int
     resize: Literal["center_crop", "squash"] = "center_crop"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    beside: PixelSpec | None = None  # what a second encoder wants to see of the same image
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what ``decode`` gives: (size, size, 3), or flat with the second's pixels after it."""
+        if self.beside is None:
+            return (self.size, self.size, 3)
+        return (3 * self.size**2 + 3 * self.beside.size**2,)
 
 
 class Undecodable(Exception):
@@ -55,9 +63,12 @@ class Undecodable(Exception):
 def decode(
     content: bytes, pixels: PixelSpec, max_pixels: int
 ) -> tuple[npt.NDArray[np.uint8], int, int]:
-    """(size, size, 3) RGB for the encoder, and the image's width and height as it is looked at."""
+    """RGB of ``pixels.shape`` for the encoder, and the image's width and height as looked at."""
     image = upright_rgb(_open(content, max_pixels))
-    return fit(image, pixels), image.width, image.height
+    seen = fit(image, pixels)
+    if pixels.beside is not None:
+        seen = np.concatenate([seen.reshape(-1), fit(image, pixels.beside).reshape(-1)])
+    return seen, image.width, image.height
 
 
 def thumbnail(content: bytes, max_side: int, max_pixels: int) -> bytes:

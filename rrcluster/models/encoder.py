@@ -7,12 +7,13 @@ the libraries choose the same kernels, and a row's vector does not depend on the
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,7 @@ from torch import Tensor, nn
 
 from rrcluster.records import UserError, setting
 
-if TYPE_CHECKING:
-    pass
-
+log = logging.getLogger(__name__)
 KINDS = ("tiny", "open_clip", "timm", "vectors")
 RESIZES = ("auto", "center_crop", "squash")
 TRANSFORMS = ("none", "sqrt_unit")
@@ -47,7 +46,15 @@ class EncoderSpec:
         None, "local weights file (.safetensors or a weights-only .pt/.bin); nothing is downloaded"
     )
     precision: str = setting("auto", "fp32, bf16 or fp16; auto is bf16 on a GPU and fp32 on CPU")
-    batch_size: int = setting(64, "images per forward pass; every batch is padded to it")
+    batch_size: int = setting(
+        64, "images per forward pass; every batch is padded to it; halved where memory runs out"
+    )
+    channels_last: bool | None = setting(
+        None, "convolution weights with channels last; null is the model's own way (timm: true)"
+    )
+    compile: bool = setting(
+        False, "torch.compile the model: about a minute per encoder at its start, then faster"
+    )
     image_size: int | None = setting(None, "side in pixels; null is the model's own")
     mean: list[float] | None = setting(None, "RGB mean in 0..1; null is the model's own")
     std: list[float] | None = setting(None, "RGB deviation in 0..1; null is the model's own")
@@ -65,6 +72,11 @@ class EncoderSpec:
         None,
         "text vectors for captions: an .npz with x and name, or an open_clip text tower as"
         " model:tag or model:checkpoint; null is the encoder's own tower, if it has one",
+    )
+    beside: dict[str, Any] = setting(
+        {},
+        "settings of a second encoder for images only, whose vectors are joined to this one's;"
+        " encoder=[clip_l14,dinov2_l14] fills it in",
     )
 
 
@@ -85,6 +97,11 @@ class Encoder(ABC):
     resize: str
     interpolation: str
     weights_hash: str  # sha256 over parameter names, shapes and bytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's pixels."""
+        return (self.image_size, self.image_size, 3)
 
     @abstractmethod
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -109,44 +126,75 @@ class Loaded(NamedTuple):
 
 
 class TorchEncoder(Encoder):
-    """Padding, normalisation and precision around any torch module."""
+    """Padding, normalisation, precision and memory around any torch module.
 
-    def __init__(self, loaded: Loaded, batch_size: int, precision: str, device: str) -> None:
-        self.name, self._module, look, self.weights_hash = loaded
+    When the device has too little memory the batch is halved for good and the rows are encoded
+    again; only UserError at one image ends that.
+    """
+
+    def __init__(self, loaded: Loaded, spec: EncoderSpec, device: str) -> None:
+        self.name, module, look, self.weights_hash = loaded
         self.image_size, self.resize, self.interpolation = look.pixels
-        self._batch_size, self._device = batch_size, torch.device(device)
-        self._dtype = dtype_for(precision, device)
+        self.batch_size, self._device = spec.batch_size, torch.device(device)
+        self._dtype = dtype_for(spec.precision, device)
+        self._contiguous = spec.channels_last is False
+        if spec.channels_last is not None:
+            layout = torch.contiguous_format if self._contiguous else torch.channels_last
+            module = module.to(memory_format=layout)
+        # Shapes are constant, so it is compiled once (and once more after a halving).
+        self._module = torch.compile(module, dynamic=False) if spec.compile else module
         # One multiply-add on the device: (x / 255 - mean) / std = x * scale + shift.
         std = torch.tensor(look.std, dtype=torch.float32)
         mean = torch.tensor(look.mean, dtype=torch.float32)
         self._scale = (1.0 / (255.0 * std)).view(3, 1, 1).to(device)
         self._shift = (-mean / std).view(3, 1, 1).to(device)
-        blank = np.zeros((1, self.image_size, self.image_size, 3), dtype=np.uint8)
-        self.width = int(self._forward(blank).shape[1])
+        (blank,) = self._parts(np.zeros((1, *self.shape), dtype=np.uint8))
+        self.width = int(blank.shape[1])
 
     def encode_images(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        size = self.image_size
-        wrong = f"{self.name} takes uint8 {size} x {size}, not {pixels.dtype} {pixels.shape}"
+        wrong = f"{self.name} takes uint8 {self.shape}, not {pixels.dtype} {pixels.shape[1:]}"
         assert pixels.dtype == np.uint8, wrong
-        assert pixels.shape[1:] == (size, size, 3), wrong
+        assert pixels.shape[1:] == self.shape, wrong
         if not len(pixels):
             return np.zeros((0, self.width), dtype=np.float32)
-        steps = range(0, len(pixels), self._batch_size)
-        parts = [self._forward(pixels[i : i + self._batch_size]) for i in steps]
-        return torch.cat(parts).cpu().numpy()  # the only wait for the device
+        return torch.cat(list(self._parts(pixels))).cpu().numpy()  # the only wait for the device
+
+    def _parts(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
+        start = 0
+        while start < len(pixels):
+            try:
+                rows = self._forward(pixels[start : start + self.batch_size])
+            except torch.OutOfMemoryError:
+                rows = None  # halved below: here the error still holds the tensors
+            if rows is None:
+                self._halve()
+            else:
+                yield rows
+                start += len(rows)
+
+    def _halve(self) -> None:
+        if self.batch_size == 1:
+            remedy = f"one image of {self.name} is too much for {self._device}; use another device"
+            raise UserError("encoder.batch_size", 1, remedy)
+        self.batch_size //= 2
+        log.warning("%s: out of memory, now %d images at once", self._device, self.batch_size)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _forward(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         batch = torch.zeros(
-            (self._batch_size, *pixels.shape[1:]),
+            (self.batch_size, *pixels.shape[1:]),
             dtype=torch.uint8,
             pin_memory=self._device.type == "cuda",
         )
         batch[: len(pixels)] = torch.from_numpy(pixels)
         on_device = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
         images = on_device.float() * self._scale + self._shift
+        if self._contiguous:
+            images = images.contiguous()
         with autocast(self._device, self._dtype):
-            features = self._module(images)
+            features: Tensor = self._module(images)
         return nn.functional.normalize(features[: len(pixels)].float(), dim=-1)
 
 

@@ -6,6 +6,7 @@ processes of a job (the driver, k-means workers, writers) never need them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from rrcluster.models.encoder import (
@@ -17,11 +18,16 @@ from rrcluster.models.encoder import (
     dtype_for,
     read_arrays,
 )
+from rrcluster.models.joined import JoinedEncoder, distinct, second
 from rrcluster.models.text import FixedTexts, TextTower
 
 
 def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
     """The encoder with its weights on ``device`` ("cpu", "cuda", "cuda:1")."""
+    if spec.beside:
+        beside = second(spec)
+        first = load_encoder(replace(spec, beside={}), device)
+        return JoinedEncoder(first, load_encoder(beside, device))
     check(spec)
     dtype_for(spec.precision, device)  # a wrong precision is said before weights are read
     if spec.kind == "timm":
@@ -32,11 +38,11 @@ def load_encoder(spec: EncoderSpec, device: str) -> Encoder:
         from rrcluster.models import clip
 
         loaded = clip.load_images(spec, device)
-    return TorchEncoder(loaded, spec.batch_size, spec.precision, device)
+    return TorchEncoder(loaded, spec, device)
 
 
 def pixel_facts(spec: EncoderSpec) -> PixelFacts:
-    """(size, resize, interpolation) of the model, without loading its weights."""
+    """(size, resize, interpolation) of the (first) model, without loading its weights."""
     check(spec)
     if spec.kind == "timm":
         from rrcluster.models import timm
@@ -45,6 +51,13 @@ def pixel_facts(spec: EncoderSpec) -> PixelFacts:
     from rrcluster.models import clip
 
     return clip.look(spec).pixels
+
+
+def views(spec: EncoderSpec) -> tuple[PixelFacts, ...]:
+    """What has to be made of each image: one entry, or two where joined encoders look otherwise."""
+    if not spec.beside:
+        return (pixel_facts(spec),)
+    return distinct([pixel_facts(spec), pixel_facts(second(spec))])
 
 
 def text_needs_model(spec: EncoderSpec) -> bool:

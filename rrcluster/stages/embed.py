@@ -20,7 +20,7 @@ from rrcluster.io.images import PixelSpec, read_shard
 from rrcluster.io.store import Store
 from rrcluster.io.vectors import read_vectors
 from rrcluster.models.encoder import Encoder, EncoderSpec
-from rrcluster.models.load import load_encoder, pixel_facts
+from rrcluster.models.load import load_encoder, views
 from rrcluster.records import Bad, Sample, Shard, UserError
 from rrcluster.stages.run import Record, Run, split_evenly
 
@@ -124,31 +124,34 @@ class StoredCounts:
 
 def read_batches(shard: Shard, plan: EmbedPlan) -> Iterator[Batch]:
     """The shard's rows, decoded, in blocks of some rows; the last row's status is END."""
-    pixels = pixel_spec(plan)
+    pixels = pixel_spec(plan.encoder)
     rows: list[dict[str, Any]] = []
     total = 0
     for item in read_shard(shard, plan.corpus, pixels):
         total += 1
-        rows.append(row_of(item, pixels.size))
+        rows.append(row_of(item, pixels.shape))
         if len(rows) == READ_ROWS:
             yield columns(rows)
             rows = []
-    rows.append(end_row(shard, total, pixels.size))
+    rows.append(end_row(shard, total, pixels.shape))
     yield columns(rows)
 
 
-def pixel_spec(plan: EmbedPlan) -> PixelSpec:
-    """What the plan's encoder wants to see."""
-    size, resize, interpolation = pixel_facts(plan.encoder)
-    return PixelSpec(size, resize, interpolation)  # type: ignore[arg-type]
+def pixel_spec(encoder: EncoderSpec) -> PixelSpec:
+    """What the encoder wants to see."""
+    beside = None
+    for size, resize, interpolation in reversed(views(encoder)):
+        beside = PixelSpec(size, resize, interpolation, beside)  # type: ignore[arg-type]
+    assert beside is not None, "an encoder looks at something"
+    return beside
 
 
-def row_of(item: Sample | Bad, side: int) -> dict[str, Any]:
+def row_of(item: Sample | Bad, shape: tuple[int, ...]) -> dict[str, Any]:
     """A row of a batch; a bad one carries a blank picture and its reason as status."""
     row = {"shard": item.shard, "row": item.row, "key": item.key}
     if isinstance(item, Bad):
         return (
-            _UNREAD | row | {"status": item.reason, "detail": item.detail, "pixels": _blank(side)}
+            _UNREAD | row | {"status": item.reason, "detail": item.detail, "pixels": _blank(shape)}
         )
     return row | {
         "status": "",
@@ -161,17 +164,17 @@ def row_of(item: Sample | Bad, side: int) -> dict[str, Any]:
     }
 
 
-def end_row(shard: Shard, rows: int, side: int) -> dict[str, Any]:
+def end_row(shard: Shard, rows: int, shape: tuple[int, ...]) -> dict[str, Any]:
     """The row after the last one of a shard with ``rows`` rows."""
     end = {"shard": shard.index, "row": rows, "key": "", "status": END, "detail": ""}
-    return _UNREAD | end | {"pixels": _blank(side)}
+    return _UNREAD | end | {"pixels": _blank(shape)}
 
 
 _UNREAD = {"caption": None, "width": 0, "height": 0, "sample_id": np.zeros(16, np.uint8)}
 
 
-def _blank(side: int) -> npt.NDArray[np.uint8]:
-    return np.zeros((side, side, 3), np.uint8)
+def _blank(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    return np.zeros(shape, np.uint8)
 
 
 _TEXT = ("status", "key", "detail", "caption")

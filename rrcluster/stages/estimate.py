@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from rrcluster.config import ComputeSpec, Config
-from rrcluster.io.images import PixelSpec, probe_shard, read_shard
+from rrcluster.io.images import probe_shard, read_shard
 from rrcluster.io.manifest import list_shards
 from rrcluster.io.tables import in_parquet, table_of
 from rrcluster.io.vectors import read_vectors, vector_width
 from rrcluster.models.encoder import Encoder
-from rrcluster.models.load import load_encoder, load_text_tower, pixel_facts, text_needs_model
+from rrcluster.models.load import load_encoder, load_text_tower, text_needs_model
 from rrcluster.records import Sample, Shard
+from rrcluster.stages.embed import pixel_spec
 from rrcluster.stages.seed import leaves_wanted
 from rrcluster.stages.texts import candidates
 
@@ -155,8 +156,7 @@ def _row_bytes(samples: pa.Table) -> float:
 
 def _decode(shards: Sequence[Shard], config: Config) -> tuple[float, pa.Table]:
     """Images that one core reads and decodes in a second, and rows of ``samples/`` as they come."""
-    size, resize, interpolation = pixel_facts(config.encoder)
-    pixels = PixelSpec(size, resize, interpolation)  # type: ignore[arg-type]
+    pixels = pixel_spec(config.encoder)
     read, rows, started = 0, list[dict[str, Any]](), time.perf_counter()
     for shard in shards:
         for item in islice(read_shard(shard, config.corpus, pixels), TIMED_IMAGES):
@@ -169,8 +169,7 @@ def _decode(shards: Sequence[Shard], config: Config) -> tuple[float, pa.Table]:
 
 def _encode_rate(encoder: Encoder, config: Config) -> float:
     """Images per second of the encoder on ready pixels."""
-    side = encoder.image_size
-    blank = np.zeros((config.encoder.batch_size, side, side, 3), np.uint8)
+    blank = np.zeros((config.encoder.batch_size, *encoder.shape), np.uint8)
     encoder.encode_images(blank)
     started = time.perf_counter()
     for _ in range(TIMED_BATCHES):

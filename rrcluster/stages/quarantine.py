@@ -89,7 +89,7 @@ def embed_alone(
 def _batches(
     shard: Shard, plan: EmbedPlan, known: Suspicion, note: Callable[[Step], None]
 ) -> Iterator[Batch]:
-    side = pixel_spec(plan).size
+    shape = pixel_spec(plan.encoder).shape
     held: list[dict[str, Any]] = []
     total = 0
     for item in _rows(shard, plan, known, note):
@@ -97,14 +97,14 @@ def _batches(
         if held and (item.row in known.alone or len(held) == READ_ROWS):
             yield columns(held)
             held = []
-        held.append(row_of(item, side))
+        held.append(row_of(item, shape))
         if item.row in known.alone:
             yield columns(held)
             held = []
     if held:
         yield columns(held)
     note(PUBLISH)
-    yield columns([end_row(shard, total, side)])
+    yield columns([end_row(shard, total, shape)])
 
 
 def _rows(
@@ -121,7 +121,7 @@ def _rows(
             yield Bad(shard.index, row, raw.key, "decode", known.poison[row])
         else:
             note(("decode", row, 1))
-            yield decoded(raw, shard, plan.corpus, pixel_spec(plan))
+            yield decoded(raw, shard, plan.corpus, pixel_spec(plan.encoder))
         row += 1
     yield Bad(shard.index, row, "", "read", known.why_end)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -15,7 +15,9 @@ from rrcluster.compute import Compute, in_order
 from rrcluster.core.caption import Origin, origins, pick, vote
 from rrcluster.core.forest import Forest, label
 from rrcluster.core.kinds import Kinds, cover
+from rrcluster.models.joined import shared_part
 from rrcluster.models.vocabulary import load_kinds
+from rrcluster.records import UserError
 from rrcluster.stages.gather import OUTLIER, Facts
 from rrcluster.stages.run import Run
 from rrcluster.stages.select import LoadBlock
@@ -44,6 +46,9 @@ def vote_names(
     """
     spec = run.config.caption
     own = [own_phrases(phrases, paths[:, level], texts) for level in range(paths.shape[1])]
+    width = texts.general_x.shape[1]
+    _refuse_another_space(run, width, facts.typical.shape[1])
+    facts = replace(facts, typical=shared_part(facts.typical, width))
     ballots = tuple(
         Ballot.of(facts, paths, level, own_indices(own[level], texts))
         for level in range(paths.shape[1])
@@ -59,6 +64,14 @@ def vote_names(
     kinds = Kinds.of(load_kinds())
     return [*(_covered(voted, i, paths, facts, kinds, spec.top) for i in range(len(voted) - 1)),
             voted[-1]]  # fmt: skip
+
+
+def _refuse_another_space(run: Run, texts: int, images: int) -> None:
+    encoder = run.config.encoder
+    if texts == images or (encoder.beside and texts < images):
+        return
+    remedy = f"texts have {texts} dimensions, images {images}; name the text side of the same space"
+    raise UserError("encoder.text", encoder.text, remedy)
 
 
 def _covered(
@@ -147,10 +160,11 @@ class VoteBlock:
         rows = order[(rank < self.per_cluster) & (found.outlier[order] <= OUTLIER)]
         rows = rows.sort().values
         general, phrases = self.texts
+        voters_x = shared_part(x[rows], general.shape[1])
         answers: Votes = []
         for level, ballot in enumerate(self.levels):
             cluster = found.path[rows, level]
             voters = torch.bincount(cluster, minlength=len(ballot.own))
-            share = vote(x[rows], cluster, ballot.origin, general, ballot.own, phrases)
+            share = vote(voters_x, cluster, ballot.origin, general, ballot.own, phrases)
             answers.append((share * voters.clamp_min(1)[:, None], voters))
         return answers
