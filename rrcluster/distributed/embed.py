@@ -242,6 +242,8 @@ def _stream(
             for values in zip(*(batch[name].tolist() for name in COUNTS), strict=True):
                 yield ShardCounts(*values)
         seen: Seen = ray.get(ledger.seen.remote())
+        if seen.error is not None:  # since the watch looked last
+            raise seen.error
         again = max(0, seen.readings - len(shards)) + max(0, seen.lives - encoders)
         tally.add(seen.moved + Tally(retries=again))
     finally:

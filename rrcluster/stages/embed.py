@@ -207,6 +207,10 @@ def encode_batch(encoder: Encoder, batch: Batch) -> Batch:
     return rest | {"embedding": vectors.view(np.uint8)}
 
 
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 @dataclass
 class Assembler:
     """Collects the rows of shards until one is whole, then publishes its files.
@@ -230,6 +234,8 @@ class Assembler:
                 rows[-1] = {"embedding": batch["embedding"][i].copy()}  # tells the width
             else:
                 rows[row] = {n: batch[n][i] for n in names}
+                # Between tasks of Ray a column of nothing but None comes out as NaN.
+                rows[row]["caption"] = _text(batch["caption"][i])
                 for name in ("embedding", "sample_id"):  # no view into the whole batch
                     rows[row][name] = rows[row][name].copy()
         whole = [s for s, total in self._totals.items() if len(self._rows[s]) == total + 1]

@@ -7,21 +7,27 @@ import signal
 import time
 from functools import partial
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from corpora import jpeg, write_tar
 from job_fixtures import SMALL
 from sample_run import vectors_run
 from shards_contract import ShardsContract
 
 from pipelines.cluster import cluster
-from rrcluster.compute import silent
+from rrcluster.compute import EmbedPlan, ShardCounts, silent
 from rrcluster.config import load
 from rrcluster.core.hierarchy import top_down
 from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.shards import MemoryShards
+from rrcluster.distributed import embed
+from rrcluster.io.corpus import CorpusSpec
+from rrcluster.io.store import Store
 from rrcluster.local import InProcessCompute
-from rrcluster.records import UserError
+from rrcluster.models.encoder import EncoderSpec
+from rrcluster.records import Shard, UserError
 from rrcluster.stages.sample import sample
 
 
@@ -93,6 +99,24 @@ def die_once(mark: str, compute, progress) -> str:
 def test_a_killed_coordinator_is_started_again_and_ends(ray_compute, tmp_path) -> None:
     task = partial(die_once, str(tmp_path / "mark"))
     assert ray_compute.coordinate(task, silent) == "done"
+
+
+def test_a_corpus_without_captions_goes_through_at_the_first_try(
+    ray_compute, tmp_path, monkeypatch
+) -> None:
+    """Columns of nothing but None lose their type between tasks."""
+    shards = []
+    for index in range(2):
+        members = [(f"{i}.jpg", jpeg(10 * index + i)) for i in range(5)]
+        path = write_tar(tmp_path / f"{index}.tar", members)
+        shards.append(Shard(index, str(path), "webdataset", path.stat().st_size, ""))
+    monkeypatch.setattr(embed, "ROUNDS", 1)
+    monkeypatch.setattr(embed, "isolate", lambda *_: iter(()))
+    plan = EmbedPlan(Store(str(tmp_path / "run")), CorpusSpec(), EncoderSpec())
+    found = sorted(ray_compute.embed(plan, shards), key=lambda counts: counts.shard)
+    assert found == [ShardCounts(i, 5, 5, 0) for i in range(2)]
+    table = pq.read_table(tmp_path / "run/samples/000001.parquet")
+    assert table["caption"].to_pylist() == [None] * 5
 
 
 def test_the_job_on_ray_gives_the_bytes_of_the_job_in_process(
