@@ -19,7 +19,7 @@ from rrcluster.compute import Compute, Progress
 from rrcluster.core.keys import KEY_SPAN, row_keys
 from rrcluster.io import tables
 from rrcluster.io.store import Store
-from rrcluster.records import Shard
+from rrcluster.records import Shard, UserError
 from rrcluster.stages.run import Record, Run, split_evenly
 
 MAX_PARTS = 256
@@ -56,7 +56,9 @@ def select(run: Run, compute: Compute, record: Record, progress: Progress) -> No
             limit = KEY_SPAN if total <= spec.fit_rows else KEY_SPAN * spec.fit_rows // total
             groups = split_evenly(run.shards, MAX_PARTS)
             work = WritePart(run.store, run.config.seed, limit)
-            for done, _ in enumerate(compute.map(work, list(enumerate(groups))), 1):
+            widths: dict[int, str] = {}
+            for done, (_, found) in enumerate(compute.map(work, list(enumerate(groups))), 1):
+                _same_width(widths, found, run.config.corpus.uri)
                 progress("select", done, len(groups))
             run.store.write_json(
                 INDEX, {"parts": len(groups), "blocks": blocks, "limit": str(limit)}
@@ -67,15 +69,20 @@ def select(run: Run, compute: Compute, record: Record, progress: Progress) -> No
 
 @dataclass(frozen=True)
 class WritePart:
-    """Map: the rows of a group of shards with keys below ``limit``, sorted by (key, id)."""
+    """Map: the rows of a group of shards with keys below ``limit``, sorted by (key, id).
+
+    Answers with the width of the rows and a shard of that width; nothing is written where shards
+    have different ones.
+    """
 
     store: Store
     seed: int
     limit: int
 
-    def __call__(self, group: tuple[int, list[Shard]]) -> int:
+    def __call__(self, group: tuple[int, list[Shard]]) -> dict[int, str]:
         index, shards = group
         found: list[FitBlock] = []
+        widths: dict[int, str] = {}
         for shard in shards:
             table = tables.read_table(self.store, f"samples/{shard.name}.parquet", ["sample_id"])
             ids = ids_of(table)
@@ -84,14 +91,32 @@ class WritePart:
             x = self.store.read_npy(f"embeddings/{shard.name}.npy")
             rows = np.arange(len(ids)) if rows is None else rows
             where = np.stack([np.full(len(rows), shard.index), rows], 1).astype(np.int32)
-            found.append(FitBlock(np.asarray(x[rows]), ids[rows], where))
+            if len(ids):
+                widths.setdefault(x.shape[1], shard.uri)
+                found.append(FitBlock(np.asarray(x[rows]), ids[rows], where))
+        if len(widths) > 1:
+            return widths
+        if not found:
+            found = [FitBlock(np.asarray(x[:0]), ids[:0], np.zeros((0, 2), np.int32))]
         block = merge(found, self.seed)
         base = f"model/fit/part-{index:05d}"
         self.store.write_npy(f"{base}.keys.npy", row_keys(block.ids, self.seed, "fit"))
         self.store.write_npy(f"{base}.ids.npy", block.ids)
         self.store.write_npy(f"{base}.where.npy", block.where)
         self.store.write_npy(f"{base}.x.npy", block.x)
-        return len(block.x)
+        return widths
+
+
+def _same_width(widths: dict[int, str], found: dict[int, str], uri: Any) -> None:
+    """Add to the widths seen. Raises UserError at a second one."""
+    for width, shard in found.items():
+        widths.setdefault(width, shard)
+    if len(widths) > 1:
+        (one, first), (other, second), *_ = sorted(widths.items())
+        raise UserError(
+            "corpus.uri", uri, f"vectors of {one} numbers in {first} and of {other} in {second}; "
+            "a run takes vectors of one width"
+        )  # fmt: skip
 
 
 def merge(blocks: list[FitBlock], seed: int) -> FitBlock:
@@ -144,7 +169,8 @@ class LoadBlock:
                     )
                 )
             )
-        return merge(found, self.seed)
+        held = [part for part in found if len(part.x)]
+        return merge(held or found[:1], self.seed)  # rows of an unread shard have no width
 
     def __call__(self, b: int) -> torch.Tensor:
         return torch.from_numpy(self.full(b).x.copy())
