@@ -42,6 +42,7 @@ class CountSpec:
     eps2: float = setting(0.5, "squared coding error of the lengths; smaller finds more clusters")
     shrinkage: float = setting(1000.0, "pseudo-rows of shared spread in each cluster's length")
     neighbours: int = setting(16, "most similar clusters that each one may merge with")
+    criteria_rows: int = setting(2000, "rows that silhouette, elbow and gap look at for comparison")
     replicates: int = setting(8, "bootstrap replicates behind the range of the estimate")
 
 
@@ -93,6 +94,10 @@ class MergeSpace:
     @property
     def num_leaves(self) -> int:
         return sum(model.num_leaves for model in self.models)
+
+    def z(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:
+        """Rows in the space in which leaves are compared."""
+        return features_of(self.features, x)
 
     def leaf(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         """The leaf of each row, numbered over all cells."""

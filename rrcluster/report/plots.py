@@ -126,6 +126,9 @@ def curve_chart(curve: Curve) -> Chart:
     )
     if not curve.enough_data:
         caption += " There is too little data to trust the estimate."
+    if curve.criteria:
+        others = ", ".join(f"{n} {curve.criteria[n]:,}" for n in ("silhouette", "elbow", "gap"))
+        caption += f" For comparison, on {curve.criteria['rows']:,} rows: {others}."
     marks = sorted({curve.estimate, curve.low, curve.high, *curve.chosen, *curve.clusters[:1]})
     rows = tuple((k, f"{value[k]:.4f}") for k in marks if k in value)
     return Chart(

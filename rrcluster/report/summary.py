@@ -79,6 +79,7 @@ class Curve:
     enough_data: bool
     chosen: Sequence[int]
     asked: Any
+    criteria: Mapping[str, int] = field(default_factory=dict)  # others' numbers, and rows seen
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from rrcluster.core.count import (
     merge_tree,
     resampled,
 )
+from rrcluster.core.criteria import criteria
 from rrcluster.core.features import FeatureMap
 from rrcluster.core.forest import Forest, levels_for, nested_paths
 from rrcluster.core.hierarchy import Seeds
@@ -49,6 +50,8 @@ def count(
     tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours, spec.shrinkage)
     found = estimate(tree)
     low, high = bootstrap_range(tree, replicates, spec)
+    sample = shards.head(spec.criteria_rows)
+    others = criteria(space.z(sample), space.leaf(sample), tree, run.config.seed)
     if run.store.exists(PATHS):  # levels of k-means; the curve is told and chooses nothing
         paths = read_tensors(run.store, PATHS)["paths"]
         chosen = [int(n) + 1 for n in paths.max(0).values]
@@ -76,6 +79,7 @@ def count(
             "enough_data": enough_data(leaves, found),
             "chosen": chosen,
             "asked": asked,
+            "criteria": asdict(others) if others else {},
         },
     )
     write_tensors(run.store, FOREST, tensors)
