@@ -30,6 +30,7 @@ from rrcluster.distributed.placement import (
     ASSEMBLER_CPUS,
     DELIVER_CPUS,
     MAX_RETRIES,
+    helper_options,
     reader_options,
     worker_options,
 )
@@ -202,7 +203,7 @@ def _stream(
     context.max_errored_blocks = -1  # its shard has no mark, and is embedded again
     context.custom_execution_callback_classes = [watching(ledger, encoders)]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # we say what was lost
-    actor = ray.remote(num_cpus=ASSEMBLER_CPUS, max_restarts=0)(Assemble)
+    actor = ray.remote(max_restarts=0, **helper_options(spec, ASSEMBLER_CPUS))(Assemble)
     assemblers = [actor.remote(plan, ledger) for _ in range(max(1, encoders // 4))]
     references = [vars(s) for s in shards]
     with warnings.catch_warnings():
@@ -232,8 +233,8 @@ def _stream(
             .map_batches(
                 Deliver(assemblers, ledger).__call__,
                 batch_size=None,
-                num_cpus=DELIVER_CPUS,
                 max_retries=MAX_RETRIES,
+                **helper_options(spec, DELIVER_CPUS),
             )
         )
         answers = iter(rows.iter_batches(batch_size=None, batch_format="numpy"))

@@ -18,7 +18,7 @@ import ray
 
 from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.config import ComputeSpec
-from rrcluster.distributed.placement import FEEDER_CPUS, LOST_NODES
+from rrcluster.distributed.placement import FEEDER_CPUS, LOST_NODES, helper_options
 from rrcluster.io import tally
 from rrcluster.io.tally import Tally
 from rrcluster.records import Shard
@@ -54,7 +54,8 @@ class Share:
 
     def start(self, stream: Stream, plan: EmbedPlan, spec: ComputeSpec) -> Any:
         """Place a feeder for what is left; the generator of its answers."""
-        self.actor = ray.remote(num_cpus=FEEDER_CPUS, max_restarts=0)(Feeder).remote()
+        options = helper_options(spec, FEEDER_CPUS)
+        self.actor = ray.remote(max_restarts=0, **options)(Feeder).remote()
         return self.actor.feed.remote(stream, plan, list(self.todo.values()), spec, self.workers)
 
 

@@ -42,6 +42,12 @@ def reader_options(spec: ComputeSpec) -> dict[str, Any]:
     return _placed(spec) | {"num_cpus": spec.cpus_per_reader, "memory": spec.memory_per_reader}
 
 
+def helper_options(spec: ComputeSpec, cpus: float) -> dict[str, Any]:
+    """Options of an assembler, a deliverer or a feeder: on the machines of the workers, and no share
+    of the custom resources that workers are counted by."""
+    return {"num_cpus": cpus} | ({"label_selector": dict(spec.labels)} if spec.labels else {})
+
+
 def coordinator_options(spec: ComputeSpec) -> dict[str, Any]:
     """Options of the coordinator; it goes beside the job's own process where there is room."""
     return {"num_cpus": spec.coordinator_cpus, "memory": spec.coordinator_memory}

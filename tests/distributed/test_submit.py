@@ -21,6 +21,7 @@ import pytest
 from job_fixtures import SMALL
 
 from rrcluster.config import ComputeSpec
+from rrcluster.distributed.placement import helper_options, reader_options, worker_options
 from rrcluster.distributed.room import slots
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -231,3 +232,12 @@ def test_machines_limit_workers_and_custom_resources_place_them() -> None:
 def test_a_head_without_cpus_takes_no_worker_and_needs_none_for_the_coordinator() -> None:
     spec = ComputeSpec(coordinator_cpus=0, gpus_per_worker=1)
     assert slots([node(0), node(8, 1), node(8, 1)], spec) == 2
+
+
+def test_all_that_embeds_goes_to_labelled_machines_and_helpers_take_no_custom_resource() -> None:
+    spec = ComputeSpec(labels={"pool": "a"}, resources={"pool_a": 0.01})
+    workers = (worker_options(spec, "encoder"), reader_options(spec))
+    for options in (*workers, helper_options(spec, 0.1)):
+        assert options["label_selector"] == {"pool": "a"}
+    assert worker_options(spec, "encoder")["resources"] == {"pool_a": 0.01}
+    assert "resources" not in helper_options(spec, 0.1)
