@@ -43,7 +43,7 @@ def reader_options(spec: ComputeSpec) -> dict[str, Any]:
 
 
 def helper_options(spec: ComputeSpec, cpus: float) -> dict[str, Any]:
-    """Options of an assembler, a deliverer or a feeder: on the machines of the workers, and no share
+    """Options of an assembler, a deliverer or a feeder: on the workers' machines, without any
     of the custom resources that workers are counted by."""
     return {"num_cpus": cpus} | ({"label_selector": dict(spec.labels)} if spec.labels else {})
 
