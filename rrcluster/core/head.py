@@ -73,7 +73,10 @@ def train_head(
     seed: int,
     path: tuple[str | int, ...] = (),
 ) -> Head | None:
-    """The head after ``spec.steps`` of Adam on −ΔR; ``start`` when no cluster has two rows."""
+    """The head after ``spec.steps`` of Adam on −ΔR.
+
+    ``start`` when no cluster has two rows, or when the features are not finite.
+    """
     groups = Groups.by_label(labels)
     if len(groups.size) < 2:
         return start
@@ -90,6 +93,8 @@ def train_head(
         half = torch.randint(len(u), (spec.spread_rows,), generator=draw)
         now = Head(**weights)
         z, spread = now.residual(u[rows]), now.residual(u[half])
+        if not (torch.isfinite(z).all() and torch.isfinite(spread).all()):
+            return start  # training ran away: nothing was learned
         if spec.membership == "labels":
             loss = rate_reduction_loss(z, mine, spec.eps2, spread)
         else:

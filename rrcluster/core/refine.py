@@ -24,7 +24,7 @@ from rrcluster.core.codes import (
     with_statistics,
 )
 from rrcluster.core.features import FeatureMap, fit_projection
-from rrcluster.core.gate import Gate, GateEvent
+from rrcluster.core.gate import Gate, GateEvent, Step
 from rrcluster.core.head import train_head
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
 from rrcluster.core.neighbours import agree
@@ -33,7 +33,7 @@ from rrcluster.core.shards import Shards
 from rrcluster.core.tiles import by_tiles
 from rrcluster.records import setting
 
-__all__ = ["CellModel", "GateEvent", "RefineSpec", "refine"]
+__all__ = ["CellModel", "GateEvent", "RefineSpec", "Refined", "refine"]
 
 
 @dataclass
@@ -68,6 +68,14 @@ class RefineSpec:
     neighbours: int = setting(10, "raw neighbours per row that should share its cluster")
 
 
+@dataclass(frozen=True)
+class Refined:
+    """How far the refinement of a cell is: the model kept so far, and every step tried."""
+
+    model: CellModel
+    events: tuple[GateEvent, ...]
+
+
 def refine(
     shards: Shards,
     centroids: Float[Tensor, "k d"],
@@ -76,34 +84,58 @@ def refine(
     path: tuple[str | int, ...] = (),
     on_event: Callable[[GateEvent], None] | None = None,
     least: int = 1,
+    start: Refined | None = None,
+    on_step: Callable[[Refined], None] | None = None,
 ) -> tuple[CellModel, list[GateEvent]]:
     """Refine the partition of nearest ``centroids``; returns the model and every step tried.
 
     Clusters may empty on the way; a step that leaves fewer than ``least`` is rolled back.
+    ``on_step`` is told where the refinement is after each step; from there ``start`` goes on, to
+    the same bits.
     """
-    projection = fit_projection(shards, spec.width)
-    model = CellModel(projection, CentroidCodes.of(centroids))
     gate = Gate(Probe.of(shards, spec.probe_rows, spec.neighbours), spec.eps2, on_event, least)
-    if spec.agreements:
-        model = gate.judge(0, "agree", model, agreement(shards, centroids, projection, spec, seed))
-    model = gate.judge(0, "lloyd", model, lloyd(shards, model, model.features, spec))
-    for round in range(1, spec.whitenings + 1):
-        features = whiten(shards, model, spec)
-        kept = gate.judge(round, "whiten", model, lloyd(shards, model, features, spec))
-        if kept is model:
-            break
-        model = kept
-    sample = shards.head(spec.fit_rows if spec.rounds else 0)
-    u = by_tiles(sample, lambda rows: (model.features.project(rows),))[0]
-    for round in range(1, spec.rounds + 1):
-        labels, _ = model.cheapest(sample)
-        head = train_head(u, labels, model.features.head, spec, seed, (*path, "refine", round))
-        features = model.features.with_head(head)
-        kept = gate.judge(round, "head", model, lloyd(shards, model, features, spec))
-        if kept is model:
-            break
-        model = kept
+    if start is None:
+        projection = fit_projection(shards, spec.width)
+        model = CellModel(projection, CentroidCodes.of(centroids))
+    else:
+        model, gate.events = start.model, list(start.events)
+    tried = {(e.round, e.step) for e in gate.events}
+    for round, step in steps_of(spec):
+        refused = any(e.step == step and not e.accepted for e in gate.events)
+        if (round, step) in tried or (
+            round and refused
+        ):  # a step that did not help is not repeated
+            continue
+        if step == "agree":
+            new = agreement(shards, centroids, model.features, spec, seed)
+        elif step == "lloyd":
+            new = lloyd(shards, model, model.features, spec)
+        elif step == "whiten":
+            new = lloyd(shards, model, whiten(shards, model, spec), spec)
+        else:
+            features = learned(shards, model, spec, seed, (*path, "refine", round))
+            new = lloyd(shards, model, features, spec)
+        model = gate.judge(round, step, model, new)
+        if on_step is not None:
+            on_step(Refined(model, tuple(gate.events)))
     return finish(shards, model), gate.events
+
+
+def steps_of(spec: RefineSpec) -> list[tuple[int, Step]]:
+    """(round, step) in their order."""
+    first: list[tuple[int, Step]] = [(0, "agree")] if spec.agreements else []
+    whitenings: list[tuple[int, Step]] = [(r, "whiten") for r in range(1, spec.whitenings + 1)]
+    return [*first, (0, "lloyd"), *whitenings, *((r, "head") for r in range(1, spec.rounds + 1))]
+
+
+def learned(
+    shards: Shards, model: CellModel, spec: RefineSpec, seed: int, path: tuple[str | int, ...]
+) -> FeatureMap:
+    """The features of ``model`` with a head trained on the clusters that it gives."""
+    sample = shards.head(spec.fit_rows)
+    u = by_tiles(sample, lambda rows: (model.features.project(rows),))[0]
+    labels, _ = model.cheapest(sample)
+    return model.features.with_head(train_head(u, labels, model.features.head, spec, seed, path))
 
 
 def unrefined(shards: Shards, centroids: Float[Tensor, "k d"], spec: RefineSpec) -> CellModel:

@@ -93,6 +93,7 @@ class Gate:
     before: float
     after: float
     extra: Mapping[str, Any]
+    alarms: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

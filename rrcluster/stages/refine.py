@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import torch
+
 from rrcluster.compute import Compute, Progress
 from rrcluster.core.gate import GateEvent
 from rrcluster.core.hierarchy import Seeds, whole_blocks
 from rrcluster.core.model import CellModel
-from rrcluster.core.refine import refine, unrefined
+from rrcluster.core.refine import Refined, refine, unrefined
 from rrcluster.core.shards import Shards
 from rrcluster.io.store import Store
 from rrcluster.stages.cells import rows_of_cell, split_by_cell
@@ -60,6 +62,7 @@ class RefineCell:
             if progress is not None:
                 verdict = "accepted" if event.accepted else "refused"
                 note = f"{event.step} {verdict}: consistency {event.before:.3f} → {event.after:.3f}"
+                note = "; ".join((note, *event.alarms))
                 facts = {"consistency": event.after, **event.extra}
                 progress("refine", event.round, spec.rounds, note, **facts)
 
@@ -71,11 +74,35 @@ class RefineCell:
         k = finest(self.run.config.k)
         # Cells keep at least their share of the clusters asked for, so that merging can reach k.
         least = 1 if k is None else -(-k * len(seeds) // len(self.seeds.leaves))
-        model, events = refine(shards, seeds, spec, self.run.config.seed, (cell,), report, least)
+        model, events = refine(
+            shards, seeds, spec, self.run.config.seed, (cell,), report, least,
+            read_steps(store, cell), lambda so_far: write_steps(store, cell, so_far),
+        )  # fmt: skip
         store.write_json(
             _history_name(cell), [{"cell": cell} | dataclasses.asdict(e) for e in events]
         )
         write_tensors(store, _cell_name(cell), model.tensors())
+
+
+def write_steps(store: Store, cell: int, so_far: Refined) -> None:
+    """Leave what has been reached; the tensors say how many of the steps they stand for."""
+    store.write_json(f"{_steps_name(cell)}.json", [dataclasses.asdict(e) for e in so_far.events])
+    count = torch.tensor([len(so_far.events)])
+    tensors = so_far.model.tensors() | {"steps": count}
+    write_tensors(store, f"{_steps_name(cell)}.safetensors", tensors)
+
+
+def read_steps(store: Store, cell: int) -> Refined | None:
+    """What an attempt that was cut short had reached."""
+    if not store.exists(f"{_steps_name(cell)}.safetensors"):
+        return None
+    tensors = read_tensors(store, f"{_steps_name(cell)}.safetensors")
+    count = int(tensors.pop("steps")[0])
+    events = [
+        GateEvent(**e | {"alarms": tuple(e["alarms"])})
+        for e in store.read_json(f"{_steps_name(cell)}.json")[:count]
+    ]
+    return Refined(CellModel.from_tensors(tensors), tuple(events))
 
 
 def read_cell(store: Store, cell: int) -> CellModel:
@@ -84,6 +111,10 @@ def read_cell(store: Store, cell: int) -> CellModel:
 
 def _cell_name(cell: int) -> str:
     return f"model/refine/cell-{cell:05d}.safetensors"
+
+
+def _steps_name(cell: int) -> str:
+    return f"model/refine/cell-{cell:05d}.steps"
 
 
 def _history_name(cell: int) -> str:

@@ -7,16 +7,18 @@ import json
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rrcluster.core import gate as gates
 from rrcluster.core.cells import nearest
 from rrcluster.core.codes import CentroidCodes, fit_codes
 from rrcluster.core.features import Head, fit_projection
 from rrcluster.core.head import batch_membership, train_head
+from rrcluster.core.merge import merge_tree
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
 from rrcluster.core.probe import Probe, nearest_others
 from rrcluster.core.rate import rate, rate_reduction
-from rrcluster.core.refine import RefineSpec, refine
+from rrcluster.core.refine import Refined, RefineSpec, refine
 from rrcluster.core.shards import MemoryShards
 
 SPEC = RefineSpec(
@@ -219,3 +221,75 @@ def test_the_head_learns_from_likeness_in_the_batch_as_well() -> None:
         return float(rate(rows, spec.eps2))
 
     assert expansion(z) > expansion(before)
+
+
+def test_going_on_from_any_step_ends_in_the_same_bits() -> None:
+    x, _ = planes(1200, 4, 16)
+    shards = MemoryShards(list(x.split(500)))
+    reached: list[Refined] = []
+    whole, events = refine(shards, x[:6].float(), SPEC, 3, (1,), on_step=reached.append)
+    assert [len(r.events) for r in reached] == list(range(1, len(events) + 1))
+    for start in reached:
+        again, history = refine(shards, x[:6].float(), SPEC, 3, (1,), start=start)
+        assert history == events
+        for name, value in whole.tensors().items():
+            assert torch.equal(value, again.tensors()[name]), (len(start.events), name)
+
+
+def test_features_that_fall_together_raise_an_alarm_and_are_refused() -> None:
+    x, _ = planes(800, 4, 16)
+    shards = MemoryShards([x])
+    features = fit_projection(shards, 8)
+    before = CellModel(features, CentroidCodes.of(x[:6]))
+    one = torch.zeros_like(features.head.outer_bias) if features.head else torch.zeros(8)
+    one[0] = 50.0
+    head = Head.new(8, 16, torch.Generator().manual_seed(0))
+    flat = features.with_head(dataclasses.replace(head, outer_bias=one))
+    gate = gates.Gate(Probe.of(shards, 400, 5), 0.5)
+    assert gate.judge(1, "head", before, CellModel(flat, before.codes)) is before
+    assert any("features fell together" in a for a in gate.events[0].alarms)
+
+
+def test_one_cluster_that_takes_all_raises_an_alarm_and_is_refused(monkeypatch) -> None:
+    x, _ = planes(800, 4, 16)
+    shards = MemoryShards([x])
+    features = fit_projection(shards, 8)
+    before = CellModel(features, CentroidCodes.of(x[:6]))
+    far = torch.full((5, 16), 100.0)  # nothing is near these
+    after = CellModel(features, CentroidCodes.of(torch.cat([x[:1].float(), far])))
+    monkeypatch.setattr(gates.Probe, "consistency", lambda *_: 1.0)  # which would let it through
+    gate = gates.Gate(Probe.of(shards, 400, 5), 0.5)
+    assert gate.judge(0, "lloyd", before, after) is before
+    assert any("clusters fell together" in a for a in gate.events[0].alarms)
+
+
+def test_training_that_runs_away_leaves_the_head_it_started_from() -> None:
+    x, y = planes(600, 4, 16)
+    u = torch.nn.functional.normalize(x.float(), dim=1)
+    wild = dataclasses.replace(SPEC, learning_rate=float("inf"))
+    assert train_head(u, y, None, wild, seed=0) is None
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operator_of_a_refinement_or_a_merge_tree_factorises_by_lu() -> None:
+    x, _ = planes(900, 4, 16)
+    shards = MemoryShards([x])
+    with Calls() as calls:
+        model, _ = refine(shards, x[:6].float(), SPEC, 0)
+        z = features_of(model.features, x)
+        merge_tree(*sum_by_label(z, model.cheapest(x)[0], model.num_leaves), 0.5)
+    assert any("cholesky" in name for name in calls.names)
+    unsafe = ("lu_", "linalg_lu", "slogdet", "linalg_det", "_det", "linalg_inv", "linalg_solve.")
+    found = {n for n in calls.names if any(f"aten.{u}" in n or f"aten._{u}" in n for u in unsafe)}
+    assert not {n for n in found if "solve_triangular" not in n}
