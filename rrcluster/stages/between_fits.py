@@ -20,7 +20,8 @@ from rrcluster.io import tables
 from rrcluster.io.current import Current
 from rrcluster.records import Shard
 from rrcluster.stages.count import read_space
-from rrcluster.stages.extend import Ids, Wider, move, with_opened, with_regrouped
+from rrcluster.stages.drift import fitted_sums
+from rrcluster.stages.extend import Ids, Wider, move, with_names, with_opened, with_regrouped
 from rrcluster.stages.novelty import (
     ADDED,
     Aside,
@@ -34,6 +35,7 @@ from rrcluster.stages.novelty import (
 )
 from rrcluster.stages.run import Run
 from rrcluster.stages.tensors import write_tensors
+from rrcluster.stages.texts import candidate_texts
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ def look_between_fits(
     if found.novel is not None:
         own = opening_clusters(forest)
         wider = with_opened(wider, found, fitted.known, own, unused)
-        _tell_opened(facts, unused)
+        texts = candidate_texts(run, compute, [], progress)
+        if texts is not None:
+            sums = fitted_sums(run, compute, forest)
+            wider = with_names(wider, found, sums, texts, run.config.caption)
+        _tell_opened(facts, unused, wider)
         unused += len(found.facts)
     if not wider.kinds:
         return Grown(content=content, facts=facts)
@@ -137,11 +143,14 @@ def _tell_regrouped(facts: dict[str, Any], wider: Wider, found: Regrouping) -> N
             )
 
 
-def _tell_opened(facts: dict[str, Any], first: int) -> None:
+def _tell_opened(facts: dict[str, Any], first: int, wider: Wider) -> None:
+    named = wider.names.levels[-1][-len(facts["opened"]) :]
     for cluster, told in enumerate(facts["opened"], first):
-        told["cluster_id"] = cluster
+        best = named[cluster - first].captions[:1]
+        told |= {"cluster_id": cluster, "name": best[0][0] if best else ""}
+        name = f" ({told['name']})" if best else ""
         facts["words"].append(
-            f"a new concept opened cluster {cluster}: {told['rows']} rows of {told['increments']} "
-            f"increments, {told['times']:.0f} times as frequent as in the fit, "
-            f"{told['nats_per_row']:.1f} nats per row shorter"
+            f"a new concept opened cluster {cluster}{name}: {told['rows']} rows of "
+            f"{told['increments']} increments, {told['times']:.0f} times as frequent as in the "
+            f"fit, {told['nats_per_row']:.1f} nats per row shorter"
         )

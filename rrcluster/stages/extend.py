@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.core.caption import CaptionSpec
+from rrcluster.core.drift import Sums
 from rrcluster.core.forest import Forest, label, relabelled
 from rrcluster.core.merge import group_sums
 from rrcluster.core.model import features_of, sum_by_label
@@ -33,6 +35,8 @@ from rrcluster.stages.gather import EXEMPLARS
 from rrcluster.stages.names import OPENED_NAMES, Named, Names, read_names
 from rrcluster.stages.novelty import Look
 from rrcluster.stages.tensors import read_tensors, write_tensors
+from rrcluster.stages.texts import Texts
+from rrcluster.stages.votes import name_opened
 from rrcluster.stages.write import OPENED_IDS
 
 Ids = list[npt.NDArray[np.int64]]
@@ -79,11 +83,28 @@ def opened_before(store: Store, width: int) -> Known:
     return Known(found["mass"], found["moments"], 1.0, 0.0)
 
 
+def with_names(wider: Wider, found: Look, sums: Sums, texts: Texts, spec: CaptionSpec) -> Wider:
+    """With names for the clusters that a look opened; ``sums`` are those of the finest clusters
+    that there were before."""
+    count, paths = len(found.facts), torch.tensor(wider.names.paths)
+    rows = np.bincount(wider.place, sums.rows, len(paths)).clip(1)
+    total = np.zeros((len(paths), sums.total.shape[1]))
+    np.add.at(total, wider.place, sums.total)
+    means = torch.from_numpy(total / rows[:, None]).float()
+    for number in range(count):
+        means[len(paths) - count + number] = found.rows[found.group == number].float().mean(0)
+    parent = paths[:, -2] if paths.shape[1] > 1 else torch.zeros(len(paths), dtype=torch.int64)
+    captions = name_opened(texts, found.rows, found.group, means, parent, spec)
+    *coarser, finest = wider.names.levels
+    named = [replace(n, captions=c) for n, c in zip(finest[-count:], captions, strict=True)]
+    return replace(wider, names=replace(wider.names, levels=[*coarser, finest[:-count] + named]))
+
+
 def with_opened(wider: Wider, found: Look, before: Known, own: Tensor, unused: int) -> Wider:
     """With the clusters that a look opened.
 
     A new cluster lies beside the one of ``before`` that it is nearest to (``own`` is that of each
-    of the fit's leaves), under the same parents. It has exemplars and no name until the next fit.
+    of the fit's leaves), under the same parents. It has exemplars, and no name yet.
     """
     assert found.novel is not None
     count, forest = len(found.facts), wider.forest

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rrcluster.compute import Compute, in_order
-from rrcluster.core.caption import Origin, origins, pick, vote
+from rrcluster.core.caption import CaptionSpec, Origin, origins, pick, vote
 from rrcluster.core.forest import Forest, label
 from rrcluster.core.kinds import Kinds, cover
 from rrcluster.models.joined import shared_part
@@ -72,6 +72,25 @@ def _refuse_another_space(run: Run, texts: int, images: int) -> None:
         return
     remedy = f"texts have {texts} dimensions, images {images}; name the text side of the same space"
     raise UserError("encoder.text", encoder.text, remedy)
+
+
+def name_opened(
+    texts: Texts,
+    x: Tensor,
+    group: Tensor,
+    means: Tensor,
+    parent: Tensor,
+    spec: CaptionSpec,
+) -> Captions:
+    """Names of clusters opened between fits, by the votes of the rows x (n, d) that opened them.
+
+    ``means`` (k, d) are those of all finest clusters, the opened ones last (``group`` 0.. of the
+    rows), and ``parent`` (k,) is what each lies under.
+    """
+    count = int(group.max()) + 1
+    cluster = len(means) - count + group
+    votes = vote(x.float(), cluster, origins(means, parent), torch.from_numpy(texts.general_x))
+    return pick(votes[-count:], texts.general, spec.top, spec.min_score)
 
 
 def _covered(

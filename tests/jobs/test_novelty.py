@@ -42,6 +42,10 @@ def grow(folder: Path, layout: str, *shards: np.ndarray, k: str = "[2,4]") -> di
     settings = [f"run_dir={folder / 'run'}", "compute=in_process", "recluster.refit=never"]
     if number == 0:
         made = ["corpus.format=embeddings", f"corpus.uri={folder / 'corpus'}", f"k={k}", *SMALL]
+        texts = folder / "texts.npz"
+        names = [f"concept {i}" for i in range(WIDTH)]
+        np.savez(texts, x=np.eye(WIDTH, dtype=np.float32), name=np.array(names))
+        made += [f"encoder.text={texts}"]
         made += ["refine.rounds=0", "recluster.novelty_rows=12", f"write.partition_by={layout}"]
         cluster(load([*settings[:2], *made]), silent)
         return {}
@@ -93,6 +97,7 @@ def test_a_slow_concept_opens_a_cluster_and_early_rows_of_it_move_there(tmp_path
     (opened_row,) = [c for c in fine if c["cluster_id"] == new]
     assert opened_row["since_increment"] > 0
     assert opened_row["exemplars"]
+    assert opened_row["captions"][0]["text"] == "concept 7"
     parent = {c["cluster_id"]: c["parent_id"] for c in fine}
     assert all(r["level_0"] == parent[r["level_1"]] for r in rows)
     report(*existing_run(load([f"run_dir={tmp_path / 'run'}"])), silent)
