@@ -5,20 +5,33 @@
 The literal form is a full batched log det of every cluster's e × e matrix in torch autograd, as
 Yu et al. (2020) write the loss. Loss and gradient of the same batch are timed in turns; the largest
 difference of the gradients is relative to the largest entry of the literal one.
+
+The *whole* case is a job on CLIP-like vectors (200,000 × 512 into 1000 clusters; --quick: 20,000
+into 200) in a process of its own: seconds of each stage from ``run.json``, and the peak of its memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
+from clip_like import clip_like
 from torch import Tensor
 
+from pipelines.cluster import cluster
+from rrcluster.compute import silent
+from rrcluster.config import load
 from rrcluster.core.rate import rate_reduction_loss
 
 ROWS, WIDTH, EPS2 = 1500, 128, 0.5
@@ -78,6 +91,34 @@ def measure(repeats: int) -> Iterator[dict[str, Any]]:
         yield row("rrcluster", case, "gradient difference", error, "of the largest", params)
 
 
+def whole_job(quick: bool) -> Iterator[dict[str, Any]]:
+    n, d, k = (20_000, 512, 200) if quick else (200_000, 512, 1000)
+    params = {"n": n, "d": d, "k": k, "threads": torch.get_num_threads()}
+    with TemporaryDirectory() as folder:
+        Path(folder, "corpus").mkdir()
+        np.save(f"{folder}/corpus/x.npy", clip_like(n, d).numpy())
+        command = [sys.executable, __file__, "--job", folder, str(k)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        told = json.loads(Path(folder, "told.json").read_text())
+    for stage in ("select", "seed", "refine", "count"):
+        yield row("rrcluster", "whole", stage, told["seconds"][stage], "s", params)
+    ratio = told["seconds"]["refine"] / max(told["seconds"]["seed"], 1e-9)
+    yield row("rrcluster", "whole", "refine over seed", ratio, "ratio", params)
+    yield row("rrcluster", "whole", "peak memory", told["peak"] / 2**20, "GB", params)
+
+
+def job(folder: str, k: str) -> None:
+    """The child process."""
+    wanted = [
+        f"corpus.uri={folder}/corpus", "corpus.format=embeddings", f"run_dir={folder}/run",
+        f"k={k}", "compute=in_process", "compute.workers=2",
+    ]  # fmt: skip
+    record = cluster(load(wanted), silent)
+    seconds = {name: stage["seconds"] for name, stage in record.content["stages"].items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path(folder, "told.json").write_text(json.dumps({"seconds": seconds, "peak": peak}))
+
+
 def row(
     system: str, case: str, metric: str, value: float, unit: str, params: dict[str, Any]
 ) -> dict[str, Any]:
@@ -90,10 +131,17 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one timed step instead of five")
-    parser.add_argument("--json", required=True, help="file for the figures")
+    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--job", nargs=2, metavar=("FOLDER", "K"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.job:
+        job(*options.job)
+        return
+    if not options.json:
+        parser.error("name a file for the figures: --json FILE")
     rows = []
-    for found in measure(1 if options.quick else 5):
+    steps = measure(1 if options.quick else 5)
+    for found in itertools.chain(steps, whole_job(options.quick)):
         rows.append(found)
         print(f"{found['system']:16s} {found['case']:20s} {found['metric']:20s} {found['value']:g}")
     Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
