@@ -7,7 +7,7 @@ Yu et al. (2020) write the loss. Loss and gradient of the same batch are timed i
 difference of the gradients is relative to the largest entry of the literal one.
 
 The *whole* case is a job on CLIP-like vectors (200,000 × 512 into 1000 clusters; --quick: 20,000
-into 200) in a process of its own: seconds of each stage from ``run.json``, and the peak of its memory.
+into 200) in a process of its own: seconds of each stage from ``run.json``, and its peak memory.
 """
 
 from __future__ import annotations
