@@ -14,7 +14,8 @@ from rrcluster.config import Config
 from rrcluster.report.balance import sample_table
 from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
-from rrcluster.stages.sample import estimate_sample, sample
+from rrcluster.stages.sample import sample
+from rrcluster.stages.sample_estimate import estimate_sample
 from rrcluster.stages.sample_plan import as_list
 
 

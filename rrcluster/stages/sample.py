@@ -9,21 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from rrcluster.compute import Compute, Progress, in_order
 from rrcluster.config import Config
 from rrcluster.core.order import cut_into_parts
 from rrcluster.core.sample import NOT_IDENTITY, Budgets, SampleSpec, balance, lorenz
 from rrcluster.core.waterfill import Floats, Ints, sums
-from rrcluster.io import copies, exports
+from rrcluster.io import exports
 from rrcluster.io.current import AssignmentFile, Current, current
 from rrcluster.io.exports import Drawn
 from rrcluster.io.store import Store, npy_header
@@ -31,6 +29,7 @@ from rrcluster.records import UserError
 from rrcluster.report.labels import labels_table, read_labels
 from rrcluster.stages.adopt import FOLDER as ADOPTED_TREE
 from rrcluster.stages.sample_classes import count_classes
+from rrcluster.stages.sample_exports import COPIES, MARKS, write_exports
 from rrcluster.stages.sample_plan import Population, check_spec, read_population
 from rrcluster.stages.sample_rows import Collect, CountRows, Pick, Plan, Scatter, SortPart
 from rrcluster.stages.steps import run_step
@@ -38,15 +37,6 @@ from rrcluster.stages.steps import run_step
 T = TypeVar("T")
 GROUP_ROWS = 2_000_000  # rows that one worker reads or holds: 32 bytes each
 VECTOR_BYTES = 512 << 20  # of embeddings that one worker holds where the choice needs them
-COPIES: dict[
-    str, tuple[Any, Callable[..., None], str]
-] = {  # formats that copy images: the map, what concludes it, its mark
-    "webdataset": (copies.WriteTar, copies.write_tar_sizes, "sizes.json"),
-    "streaming": (copies.WriteMds, copies.write_mds_index, "index.json"),
-}
-MARKS = {name: mark for name, (_, mark) in exports.FORMATS.items()} | {
-    name: mark for name, (_, _, mark) in COPIES.items()
-}
 SETTINGS, SUMMARY, WEIGHTS = "settings.json", "summary.json", "weights.parquet"
 CLASSES = "classes.json"  # with evaluate.labels: rows per class before and after
 
@@ -294,67 +284,6 @@ class CountDraws:
         return ids, sums(table["repeat"].to_numpy().astype(np.int64), at, len(ids))
 
 
-@dataclass(frozen=True)
-class Export:
-    """Map: write one format."""
-
-    drawn: Drawn
-
-    def __call__(self, name: str) -> None:
-        write, _ = exports.FORMATS[name]
-        write(self.drawn, f"{self.drawn.folder}/{name}")
-
-
-@dataclass(frozen=True)
-class DrawsPerShard:
-    """Map: (part, shard, draws) of the input shards in a collected part."""
-
-    drawn: Drawn
-
-    def __call__(self, part: int) -> Ints:
-        table = self.drawn.table(part)
-        shards, at = np.unique(table["shard"].to_numpy(), return_inverse=True)
-        draws = sums(table["repeat"].to_numpy().astype(np.int64), at, len(shards))
-        return np.stack([np.full(len(shards), part), shards, draws], axis=1).astype(np.int64)
-
-
-def write_exports(
-    drawn: Drawn, now: Current, config: Config, compute: Compute, progress: Progress
-) -> None:
-    """Every asked format that is not there yet."""
-    asked = [
-        name
-        for name in config.sample.export
-        if not drawn.store.exists(f"{drawn.folder}/{name}/{MARKS[name]}")
-    ]
-    todo = [name for name in asked if name in exports.FORMATS]
-    for done, (at, _) in enumerate(compute.map(Export(drawn), todo), 1):
-        progress("sample", done, len(todo), f"export {todo[at]}")
-    todo = [name for name in asked if name in COPIES]
-    if not todo:
-        return
-    found = np.concatenate(
-        list(in_order(compute.map(DrawsPerShard(drawn), range(drawn.parts))))
-    ).reshape(-1, 3)
-    shards = {shard.index: shard for shard in now.shards}
-    files = copies.stretches(
-        shards, found[:, 0], found[:, 1], found[:, 2], config.sample.rows_per_tar
-    )
-    for name in todo:
-        write, conclude, _ = COPIES[name]
-        folder = f"{drawn.folder}/{name}"
-        if name == "streaming":
-            draws = np.zeros(len(shards), np.int64)
-            draws[np.searchsorted(drawn.shards, found[:, 1])] = found[:, 2]
-            copies.write_shard_weights(drawn, folder, list(now.shards), draws)
-        sizes = run_step(
-            compute, drawn.store, f"{drawn.folder}/work/{name}",
-            write(drawn, config.corpus, folder), list(enumerate(files)),
-            progress, f"export {name}",
-        )  # fmt: skip
-        conclude(drawn, folder, np.stack(sizes))
-
-
 def evenly(items: Sequence[T], pieces: int) -> list[Sequence[T]]:
     """At most ``pieces`` runs of neighbours whose lengths differ by one at most."""
     pieces = max(min(pieces, len(items)), 1)
@@ -390,40 +319,3 @@ def balances(population: Population, after: Ints) -> list[dict[str, Any]]:
             before = sums(before, levels.parent[level], above)
             after = sums(after, levels.parent[level], above)
     return found
-
-
-def estimate_sample(config: Config, store: Store, console: Console) -> None:
-    """Print what would be picked, and how balance changes with the size; write nothing."""
-    spec = check_spec(config.sample, list(MARKS))
-    population = read_population(current(store), spec)
-    available = np.where(population.kept, population.sizes, 0)
-    rows = int(available.sum())
-    refuse_size(spec, int(population.sizes.sum()))
-    table = Table(title="size against balance, nothing was written", title_justify="left", box=None)
-    for name in ("method", "size", "drawn", "clusters", "effective", "gini", "most repeated"):
-        table.add_column(name, justify="right" if name != "method" else "left")
-    sizes = sorted({max(rows * share // 100, 1) for share in (1, 3, 10, 30, 100)} | {spec.size})
-    for method in ("hierarchical", "flat", "proportional"):
-        for size in sizes:
-            wanted = dataclasses.replace(spec, method=method, size=size)
-            try:
-                drawn = population.budgets(available, wanted, config.seed).leaf
-            except UserError:  # a smaller size than the asked one need not hold all minima
-                if size == spec.size:
-                    raise
-                continue
-            found = balance(drawn)
-            times = -(-drawn // np.maximum(available, 1))
-            mine = size == spec.size and method == spec.method
-            table.add_row(
-                method, f"{size:,}", f"{int(drawn.sum()):,}", f"{found['covered']:,}",
-                f"{found['effective']:,.1f}", f"{found['gini']:.3f}", f"{int(times.max()):,}",
-                style="bold" if mine else None,
-            )  # fmt: skip
-    console.print(table)
-    whole = balance(available)
-    console.print(
-        f"the corpus: {rows:,} rows in {whole['covered']:,} clusters, effective "
-        f"{whole['effective']:,.1f}, gini {whole['gini']:.3f}; duplicates and outliers are not "
-        "taken off here"
-    )
