@@ -171,10 +171,15 @@ ON_SETS = ("CPP parity", "spectral, kNN graph", "rrcluster, k=auto")  # not on t
 SLOW = ("CPP parity", "spectral, kNN graph")  # one seed
 
 
-def measure(folder: Path, quick: bool, seeds: int) -> Iterator[dict[str, Any]]:
+def measure(
+    folder: Path, quick: bool, seeds: int, systems: list[str], wanted: str
+) -> Iterator[dict[str, Any]]:
     for case, x, y in cases(folder, quick):
+        if wanted not in case:
+            continue
         k = len(np.unique(y))
-        for system, answer in SYSTEMS.items():
+        for system in systems:
+            answer = SYSTEMS[system]
             if (system in NOT_ON_UNION and case == "union") or (
                 system in ON_SETS and "tail" in case
             ):
@@ -236,11 +241,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed, two sets and their tails")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--cases", default="", help="only cases with this in their name")
     parser.add_argument("--plot", type=Path, help="HTML file for a picture of the scores")
     parser.add_argument("--json", required=True, help="file for the figures")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for found in measure(vectors_folder(), options.quick, 1 if options.quick else options.seeds):
+    seeds = 1 if options.quick else options.seeds
+    for found in measure(vectors_folder(), options.quick, seeds, options.systems, options.cases):
         rows.append(found)
         if found["metric"] in ("nmi", "stability"):
             where = f"{found['case']:24s} {found['system']:22s} {found['metric']}"
