@@ -150,6 +150,13 @@ def coordinator_bytes(fit: Fit) -> float:
     return (1 + REPLICATES) * 8.0 * fit.leaves * fit.e**2
 
 
+def kmeans_memory(rows: int, d: int, k: int) -> float:
+    """Bytes of a worker in a pass of k-means over its ``rows``: float16 rows; per centroid and
+    coordinate 8 of the total, 8 of a block's sum, and 18 of the centroids as they come, placed and
+    coded; a tile of rows; what the libraries take."""
+    return 2.0 * rows * d + 34.0 * k * d + 21.0 * 1024 * d + 30e6
+
+
 def kmeans_work(fit: Fit) -> dict[str, float]:
     """Floating-point operations of k-means, by level: annealing on 256 rows per centroid and passes
     over all rows, for the cells, and in every cell for its leaves."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +58,13 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
         return seeds
     cells = read_tensors(store, CELLS)["cells"] if store.exists(CELLS) else None
 
+    clock = PassClock(shards.width)
+
     def on_pass(state: State, inertia: float) -> None:
         rows = sum(shards.rows_per_block[: state.blocks])
+        told = clock.told(rows, len(state.centroids))
         words = f"pass over {rows:,} rows, {len(state.centroids):,} centroids"
-        note = f"{words}, inertia {inertia:.4f}"
+        note = f"{words}, inertia {inertia:.4f}{told}"
         progress("seed", state.iteration, spec.iterations, note, inertia=inertia)
         if state.iteration and state.iteration % CHECKPOINT_PASSES == 0:
             numbers = torch.tensor([state.iteration, state.blocks])
@@ -126,6 +130,32 @@ class FitCell:
         found = leaves_of_cell(rows, cell, self.cells[cell], share, spec, self.run.config.seed)
         write_tensors(store, LEAVES.format(cell), {"leaves": found})
         return cell
+
+
+class PassClock:
+    """Seconds of each pass beside those that its work, 2 n d k operations, foretells.
+
+    The rate is that of the pass before: one that lags shows where a pass waits for something else.
+    """
+
+    def __init__(self, d: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._d, self._now = d, now
+        self._last: float | None = None
+        self._rate = 0.0
+
+    def told(self, rows: int, k: int) -> str:
+        """Words on the pass that has just ended; the first one also had the starting fit in it."""
+        now, work = self._now(), 2.0 * rows * self._d * k
+        words = ""
+        if self._last is not None:
+            seconds = max(now - self._last, 1e-9)
+            answer = 8 * k * (self._d + 2) / 1e6
+            words = f", {seconds:.1f} s for {work:.1e} operations, {answer:.1f} MB of sums"
+            if self._rate:
+                words += f" (predicted {work / self._rate:.1f} s)"
+            self._rate = work / seconds
+        self._last = now
+        return words
 
 
 def _state(store: Store) -> State | None:
