@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
 from rrcluster.core.shards import MemoryShards, Shards
+from rrcluster.models.encoder import Encoder
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.embed import Assembler, Batch, TakeVectors, encode_batch, read_batches
@@ -58,9 +60,24 @@ class InProcessCompute(Compute):
             return
         encoder = load_encoder(plan.encoder, self.device)
         assembler = Assembler(plan.store)
-        size = plan.encoder.batch_size
-        for batch in rebatch(_read_ahead(plan, shards, self.workers), size):
-            yield from assembler.add(encode_batch(encoder, batch))
+        batches = rebatch(_read_ahead(plan, shards, self.workers), plan.encoder.batch_size)
+        for batch in self._encoded(encoder, batches):
+            yield from assembler.add(batch)
+
+    def _encoded(self, encoder: Encoder, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches encoded, on every core at once (a GPU needs one feeder); few are held."""
+        encoders = self.workers if self.device == "cpu" else 1
+        pool = ThreadPoolExecutor(encoders, initializer=one_thread)
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for batch in batches:
+                ahead.append(pool.submit(encode_batch, encoder, batch))
+                if len(ahead) > encoders:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def coordinate(self, task: Callable[[Compute, Progress], R], progress: Progress) -> R:
         return task(self, progress)

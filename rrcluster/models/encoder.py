@@ -162,29 +162,30 @@ class TorchEncoder(Encoder):
     def _parts(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
         start = 0
         while start < len(pixels):
+            size = self.batch_size  # another thread may halve it meanwhile
             try:
-                rows = self._forward(pixels[start : start + self.batch_size])
+                rows = self._forward(pixels[start : start + size], size)
             except torch.OutOfMemoryError:
                 rows = None  # halved below: here the error still holds the tensors
             if rows is None:
-                self._halve()
+                self._halve(size)
             else:
                 yield rows
                 start += len(rows)
 
-    def _halve(self) -> None:
-        if self.batch_size == 1:
+    def _halve(self, size: int) -> None:
+        if size == 1:
             remedy = f"one image of {self.name} is too much for {self._device}; use another device"
             raise UserError("encoder.batch_size", 1, remedy)
-        self.batch_size //= 2
+        self.batch_size = size // 2
         log.warning("%s: out of memory, now %d images at once", self._device, self.batch_size)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _forward(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+    def _forward(self, pixels: npt.NDArray[np.uint8], size: int) -> Tensor:
         batch = torch.zeros(
-            (self.batch_size, *pixels.shape[1:]),
+            (size, *pixels.shape[1:]),
             dtype=torch.uint8,
             pin_memory=self._device.type == "cuda",
         )
