@@ -282,6 +282,31 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def by_lu(names: set[str]) -> set[str]:
+    """Those operators that factorise by LU; triangular and Cholesky solves do not."""
+    unsafe = ("lu", "lu_", "det", "slogdet", "logdet", "inv", "inverse", "solve", "solve_ex")
+
+    def stem(name: str) -> str:
+        return name.removeprefix("aten.").split(".")[0].lstrip("_").removeprefix("linalg_")
+
+    return {n for n in names if stem(n) in unsafe or stem(n).startswith(("lu_", "inv_"))}
+
+
+@pytest.mark.parametrize(
+    "operator", ["lu", "lu_factor", "det", "slogdet", "inv", "solve", "logdet", "inverse"]
+)
+def test_the_guard_knows_every_operator_that_factorises_by_lu(operator) -> None:
+    a, b = 2 * torch.eye(4).expand(3, 4, 4), torch.ones(3, 4, 1)
+    call = getattr(torch.linalg, operator, None) or getattr(torch, operator)
+    with Calls() as calls:
+        call(a, b) if operator == "solve" else call(a)
+    assert by_lu(calls.names), calls.names
+    with Calls() as calls:
+        torch.cholesky_solve(b, torch.linalg.cholesky(a))
+        torch.linalg.solve_triangular(a, b, upper=False)
+    assert not by_lu(calls.names), calls.names
+
+
 def test_no_operator_of_a_refinement_or_a_merge_tree_factorises_by_lu() -> None:
     x, _ = planes(900, 4, 16)
     shards = MemoryShards([x])
@@ -290,6 +315,4 @@ def test_no_operator_of_a_refinement_or_a_merge_tree_factorises_by_lu() -> None:
         z = features_of(model.features, x)
         merge_tree(*sum_by_label(z, model.cheapest(x)[0], model.num_leaves), 0.5)
     assert any("cholesky" in name for name in calls.names)
-    unsafe = ("lu_", "linalg_lu", "slogdet", "linalg_det", "_det", "linalg_inv", "linalg_solve.")
-    found = {n for n in calls.names if any(f"aten.{u}" in n or f"aten._{u}" in n for u in unsafe)}
-    assert not {n for n in found if "solve_triangular" not in n}
+    assert not by_lu(calls.names)
