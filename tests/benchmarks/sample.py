@@ -121,7 +121,7 @@ def balance_cases(quick: bool) -> Iterator[dict[str, Any]]:
         for seed in range(1 if quick else 3):
             x, y, hx, hy = long_tailed(vectors_folder(), CASES[case], seed)
             classes = len(np.unique(y))
-            k = [max(classes // 3, 2), 2 * classes]
+            k = [max(2 * classes // 3, 2), 2 * classes]
             with TemporaryDirectory() as folder:
                 run = Run(x, Path(folder), k, seed)
                 size = run.cut // 4
