@@ -175,7 +175,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, under five minutes")
     parser.add_argument("--json", required=True, help="file for the figures")
     parser.add_argument("--plot", help="HTML file for the scaling curves")
-    parser.add_argument("--case", nargs="*", default=[], help="only cases that begin like this")
+    parser.add_argument(
+        "--case", nargs="*", default=[], help="of: k1000 k10000 two-level ray scale"
+    )
     parser.add_argument("--system", nargs="*", default=[], help="only these systems")
     parser.add_argument("--timed-passes", type=int, help="passes of exact Lloyd that are timed")
     parser.add_argument("--add", action="store_true", help="keep the figures that FILE holds")
@@ -187,7 +189,7 @@ def main() -> None:
         bench = Bench(Path(folder), options.timed_passes)
         bench.choose_coretype()
         for case in QUICK if options.quick else FULL:
-            if options.case and not case.name.startswith(tuple(options.case)):
+            if options.case and case.name.split()[0] not in options.case:
                 continue
             for found in measure(bench, case, options.system):
                 print(
