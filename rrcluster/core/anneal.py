@@ -200,6 +200,7 @@ def starting_rows(
     codes = [space.coded(tile) for tile in x.split(TILE)]
     generator = keys.generator(seed, *path, "start")
     rounds = max(min(k, rounds), 1)
+    to_one = DistancesToOne(torch.cat(codes)) if rounds == k else None
     squared = torch.ones(len(x))
     chosen = torch.empty(0, dtype=torch.int64)
     for r in range(rounds):
@@ -208,10 +209,28 @@ def starting_rows(
         key[chosen] = math.inf
         drawn = key.topk(min(size, len(x)), largest=False).indices.sort().values
         chosen = torch.cat([chosen, drawn])
-        book = space.book(space.place(x[drawn]))
-        found = torch.cat([book.squared(tile) for tile in codes])
+        if to_one is not None:
+            found = to_one(space.coded(x[drawn])[0])
+        else:
+            book = space.book(space.place(x[drawn]))
+            found = torch.cat([book.squared(tile) for tile in codes])
         squared = torch.minimum(squared, found) if r else found
     return x[chosen[torch.arange(k) % len(chosen)]].float()
+
+
+class DistancesToOne:
+    """Squared distances of rows to one row, as ``Book.squared`` gives them; one product for all."""
+
+    def __init__(self, coded: Tensor) -> None:
+        self._rows = coded.float()  # whole numbers whose sums stay exact
+        self._whole = not coded.is_floating_point()
+        self._norms = self._rows.square().sum(1)
+
+    def __call__(self, coded: Tensor) -> Tensor:
+        one = coded.float()
+        half = one.square().sum() / 2
+        half = half.ceil() if self._whole else half
+        return (self._norms - 2 * (self._rows @ one - half)).clamp_min_(0)
 
 
 def unit(x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:

@@ -15,53 +15,63 @@ the pair that lengthens the rows' code least; the number of clusters is read off
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rrcluster.core.codes import pooled_spread
+from rrcluster.core.codes import first_directions, pooled_spread
 
-POWER_STEPS = 10  # the first direction of a cluster has some ten times the second's variance
+PRICED = 4  # clusters priced at a time: their matrices stay in a core's cache
 
 
 def row_lengths(
     mass: Float[Tensor, " k"],
     moments: Float[Tensor, "k e e"],
-    pooled: Float[Tensor, "e e"],
-    total: float,
+    pooled: Float[Tensor, "*k e e"],
+    total: float | Float[Tensor, " k"],
     eps2: float,
     shrinkage: float,
 ) -> Float[Tensor, " k"]:
     """Nats for the rows of each cluster and their labels, by its code shrunk towards ``pooled``."""
+    return _priced(mass, moments, pooled, total, eps2, shrinkage)[0]
+
+
+def _priced(
+    mass: Tensor,
+    moments: Tensor,
+    pooled: Tensor,
+    total: float | Tensor,
+    eps2: float,
+    shrinkage: float,
+    near: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``row_lengths``, and √λ u of each cluster's first direction, looked for ``near`` one."""
     e = moments.shape[-1]
+    c = e / eps2
     mean = moments / mass.clamp_min(1e-12)[:, None, None]
-    line = _line(mean)
+    first = first_directions(mean, near)
     own = (mass / (mass + shrinkage).clamp_min(1e-12))[:, None, None]
-    eye = torch.eye(e, dtype=mean.dtype)
-    shrunk = eye + e / eps2 * (line + own * (mean - line) + (1 - own) * pooled)
+    # I + c (line + own (M − line) + (1 − own) P), in place: these passes are most of the time
+    shrunk = torch.baddbmm(pooled.expand_as(mean), first[:, :, None], first[:, None, :])
+    shrunk.lerp_(mean, own).mul_(c)
+    shrunk.diagonal(dim1=-2, dim2=-1).add_(1)
     factor = torch.linalg.cholesky(shrunk)
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    trace = (torch.cholesky_inverse(factor) * (eye + e / eps2 * mean)).sum((1, 2))
+    inverse = torch.cholesky_inverse(factor)
+    trace = inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
+    trace += c * (inverse.flatten(1)[:, None] @ mean.flatten(1)[:, :, None])[:, 0, 0]
     share = (mass / total).clamp_min(1e-300)
     lengths: Tensor = mass * (0.5 * (log_det + trace - e) - share.log())
-    return lengths
+    return lengths, first
 
 
 def own_lengths(mass: Float[Tensor, " k"], width: int) -> Float[Tensor, " k"]:
     """Nats for each cluster's own direction, ½ e log(1 + n_k); 0 for an empty one."""
     return 0.5 * width * mass.log1p()
-
-
-def _line(mean: Float[Tensor, "k e e"]) -> Float[Tensor, "k e e"]:
-    """λ u uᵀ of the first direction, by power iteration from the largest column."""
-    start = mean.diagonal(dim1=-2, dim2=-1).argmax(1)
-    u = mean[torch.arange(len(mean)), :, start]
-    for _ in range(POWER_STEPS):
-        u = torch.nn.functional.normalize((mean @ u[:, :, None])[:, :, 0], dim=1)
-    variance = (u * (mean @ u[:, :, None])[:, :, 0]).sum(1)
-    return variance[:, None, None] * u[:, :, None] * u[:, None, :]
 
 
 @dataclass(frozen=True)
@@ -85,133 +95,185 @@ def merge_tree(
     eps2: float,
     neighbours: int = 16,
     shrinkage: float = 100.0,
+    workers: int = 1,
 ) -> MergeTree:
     """Agglomerate greedily by the change of the rows' length, all the way to one cluster.
 
-    Candidates are each cluster's ``neighbours`` most similar ones by tr(M_i M_j), M = S/n, and
-    those that its parts had; a merged cluster gets its own. Empty leaves merge first.
+    Candidates are each cluster's ``neighbours`` most similar ones by the product of their first
+    directions, √λ u, and those that its parts had; a merged cluster gets its own. Empty leaves
+    merge first. ``workers`` threads share the work and change nothing.
     """
-    return _Agglomeration(mass.double(), moments.double(), eps2, neighbours, shrinkage).run()
+    leaves = (mass.double(), moments.double())
+    return _Agglomeration(*leaves, eps2, neighbours, shrinkage, workers).run()
+
+
+LeafStatistics = Callable[[int], tuple[Tensor, Tensor]]  # mass (b,), moments (b, e, e) of a leaf
 
 
 def lengths_along(
     tree: MergeTree,
-    mass: Float[Tensor, " k"],
-    moments: Float[Tensor, "k e e"],
+    leaf: LeafStatistics,
+    pooled: Float[Tensor, "b e e"],
+    total: Float[Tensor, " b"],
     eps2: float,
     shrinkage: float,
-) -> Float[Tensor, " k"]:
-    """``lengths`` that the merges of ``tree`` have for other masses and moments of its leaves.
+) -> Float[Tensor, "b k"]:
+    """``lengths`` that the merges of ``tree`` have for b other sets of rows.
 
-    2k − 1 lengths instead of the some 20 k that a tree of its own would try.
+    2k − 1 lengths of each instead of the some 20 k that a tree of its own would try. Leaves are
+    asked for as they are needed, the larger branch first: b·e²·(log₂ k + 2) numbers are held.
     """
-    k, e = moments.shape[:2]
-    mass, moments = mass.double(), moments.double()
-    pooled = pooled_spread(mass, moments)
-    code = (float(mass.sum().clamp_min(1e-12)), eps2, shrinkage)
-    mass = torch.cat([mass, torch.zeros(k - 1, dtype=torch.float64)])
-    moments = torch.cat([moments, torch.zeros(k - 1, e, e, dtype=torch.float64)])
-    for step, (i, j) in enumerate(tree.pairs.tolist()):
-        mass[k + step] = mass[i] + mass[j]
-        torch.add(moments[i], moments[j], out=moments[k + step])
-    parts = zip(mass.split(1024), moments.split(1024), strict=True)
-    each = torch.cat([row_lengths(m, s, pooled, *code) + own_lengths(m, e) for m, s in parts])
+    k, e = tree.num_leaves, pooled.shape[-1]
+    each = torch.zeros(2 * k - 1, len(pooled), dtype=torch.float64)
+    size = [1] * k
+    for i, j in tree.pairs.tolist():
+        size.append(size[i] + size[j])
+    todo, held = [(2 * k - 2, False)], list[tuple[Tensor, Tensor, Tensor]]()
+    while todo:
+        node, ready = todo.pop()
+        if node >= k and not ready:
+            i, j = sorted(tree.pairs[node - k].tolist(), key=size.__getitem__)
+            todo += [(node, True), (i, False), (j, False)]
+            continue
+        near = None
+        if node < k:
+            mass, moments = leaf(node)
+        else:
+            (mass, moments, first), (more, second, other) = held.pop(), held.pop()
+            near = joined_directions(mass, first, more, other)
+            mass, moments = mass + more, moments + second
+        each[node], first = _priced(mass, moments, pooled, total, eps2, shrinkage, near)
+        each[node] += own_lengths(mass, e)
+        held.append((mass, moments, first))
     left, right = tree.pairs.unbind(1)
     changes = each[k:] - each[left] - each[right]  # as the clusters become fewer
-    return torch.cat([each[:k].sum()[None], changes]).cumsum(0).flip(0)
+    return torch.cat([each[:k].sum(0)[None], changes]).cumsum(0).flip(0).T
 
 
 class _Agglomeration:
+    """Clusters that live are in k slots; a merged one takes the slot of its first part."""
+
     def __init__(
-        self, mass: Tensor, moments: Tensor, eps2: float, neighbours: int, shrinkage: float
+        self,
+        mass: Tensor,
+        moments: Tensor,
+        eps2: float,
+        neighbours: int,
+        shrinkage: float,
+        workers: int,
     ) -> None:
-        k, e = moments.shape[:2]
+        k = len(mass)
         self.k, self.neighbours = k, neighbours
         self.pooled = pooled_spread(mass, moments)
         self.code = (float(mass.sum().clamp_min(1e-12)), eps2, shrinkage)
-        nodes = 2 * k - 1
-        self.mass = torch.cat([mass, torch.zeros(k - 1, dtype=torch.float64)])
-        self.moments = torch.cat([moments, torch.zeros(k - 1, e, e, dtype=torch.float64)])
-        self.length = torch.zeros(nodes, dtype=torch.float64)
-        self.length[:k] = row_lengths(mass, moments, self.pooled, *self.code)
-        mean = moments / mass.clamp_min(1e-12)[:, None, None]
-        self.mean = torch.zeros(nodes, e * e)  # float32: only for choosing candidates
-        self.mean[:k] = mean.flatten(1).float()
-        self.alive = torch.zeros(nodes, dtype=torch.bool)
-        self.alive[:k] = True
-        self.adjacent: list[set[int]] = [set() for _ in range(nodes)]
-        self.heap: list[tuple[float, int, int, float]] = []  # priority, i, j, change
+        self.mass, self.moments = mass.clone(), moments.clone()
+        self.node = list(range(k))  # of each slot
+        self.slot = dict(zip(self.node, self.node, strict=True))  # of each living node
+        self.alive = torch.ones(k, dtype=torch.bool)
+        self.adjacent: list[set[int]] = [set() for _ in range(k)]  # slots
+        self.heap: list[tuple[float, int, int, float]] = []  # priority, nodes, change
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        self.length, self.first = self._priced(self.alive.nonzero()[:, 0])
+
+    def _priced(self, slots: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of clusters, or of their unions with ``others``, on threads that share nothing."""
+
+        def price(part: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+            i, j = part
+            mass, moments, near = self.mass[i], self.moments[i], None
+            if j is not None:
+                near = joined_directions(mass, self.first[i], self.mass[j], self.first[j])
+                mass, moments = mass + self.mass[j], moments + self.moments[j]
+            return _priced(mass, moments, self.pooled, *self.code, near)
+
+        parts = slots.split(PRICED)
+        with_them = [None] * len(parts) if others is None else others.split(PRICED)
+        found = self.pool.map(price, zip(parts, with_them, strict=True))
+        lengths, first = zip(*found, strict=True)
+        return torch.cat(lengths), torch.cat(first)
 
     def run(self) -> MergeTree:
-        k = self.k
+        with self.pool:
+            return self._run()
+
+    def _run(self) -> MergeTree:
+        k, e = self.moments.shape[:2]
         pairs = torch.zeros(k - 1, 2, dtype=torch.int64)
         lengths = torch.zeros(k, dtype=torch.float64)
-        own = own_lengths(self.mass, self.moments.shape[-1])
-        lengths[k - 1] = self.length[:k].sum() + own[:k].sum()
+        lengths[k - 1] = self.length.sum() + own_lengths(self.mass, e).sum()
         if k > 1:
             self._add_candidates(list(range(k)))
         for step in range(k - 1):
             i, j, change = self._best()
             pairs[step, 0], pairs[step, 1] = i, j
-            self._merge(i, j, k + step, change)
-            own = own_lengths(self.mass[[i, j, k + step]], self.moments.shape[-1])
-            lengths[k - 2 - step] = lengths[k - 1 - step] + change + own[2] - own[0] - own[1]
+            slot, gone = self.slot[i], self.slot[j]
+            before = own_lengths(self.mass[[slot, gone]], e).sum()
+            self._merge(slot, gone, k + step, change)
+            own = own_lengths(self.mass[[slot]], e).sum() - before
+            lengths[k - 2 - step] = lengths[k - 1 - step] + change + own
             if step < k - 2:
-                self._add_candidates([k + step])
+                self._add_candidates([slot])
         return MergeTree(pairs, lengths)
 
     def _best(self) -> tuple[int, int, float]:
         while True:
             while self.heap:
                 _, i, j, change = heapq.heappop(self.heap)
-                if self.alive[i] and self.alive[j]:
+                if i in self.slot and j in self.slot:
                     return i, j, change
             self._add_candidates(self.alive.nonzero()[:, 0].tolist())
 
-    def _merge(self, i: int, j: int, node: int, change: float) -> None:
-        self.mass[node] = self.mass[i] + self.mass[j]
-        self.moments[node] = self.moments[i] + self.moments[j]
-        self.length[node] = self.length[i] + self.length[j] + change
-        mean = self.moments[node] / self.mass[node].clamp_min(1e-12)
-        self.mean[node] = mean.flatten().float()
-        self.alive[i] = self.alive[j] = False
-        self.alive[node] = True
-        self.adjacent[node] = {
-            a for a in self.adjacent[i] | self.adjacent[j] if bool(self.alive[a])
-        }
+    def _merge(self, slot: int, gone: int, node: int, change: float) -> None:
+        _, first = self._priced(torch.tensor([slot]), torch.tensor([gone]))
+        self.mass[slot] += self.mass[gone]
+        self.moments[slot] += self.moments[gone]
+        self.length[slot] += self.length[gone] + change
+        self.first[slot] = first[0]
+        del self.slot[self.node[slot]], self.slot[self.node[gone]]
+        self.node[slot], self.slot[node] = node, slot
+        self.alive[gone] = False
+        both = self.adjacent[slot] | self.adjacent[gone]
+        self.adjacent[slot] = {a for a in both if a not in (slot, gone)}
+        for other in self.adjacent[slot]:
+            self.adjacent[other].discard(gone)
+            self.adjacent[other].add(slot)
 
-    def _add_candidates(self, nodes: list[int]) -> None:
-        """Push the change of length for each node with its most similar living ones."""
-        living = self.alive.nonzero()[:, 0]
-        similar = self.mean[nodes] @ self.mean[living].T
-        similar[torch.tensor(nodes)[:, None] == living[None]] = -float("inf")
-        count = min(2 * self.neighbours, len(living) - 1)
-        ranked = living[similar.topk(count, dim=1).indices].tolist()
+    def _add_candidates(self, slots: list[int]) -> None:
+        """Push the change of length for each slot with its most similar living ones."""
         wanted: set[tuple[int, int]] = set()
-        for node, found in zip(nodes, ranked, strict=True):
-            # The most similar, and the next most similar of those that its parts were paired with.
-            near = found[: self.neighbours]
-            near += [other for other in found[self.neighbours :] if other in self.adjacent[node]]
-            wanted.update((min(node, other), max(node, other)) for other in near)
-            self.adjacent[node] = set()
+        for part in torch.tensor(slots).split(1024):
+            similar = (self.first[part] @ self.first.T).square_()
+            similar[:, ~self.alive] = -1
+            similar[torch.arange(len(part)), part] = -1
+            count = min(2 * self.neighbours, len(self.slot) - 1)
+            ranked = similar.topk(count, dim=1).indices.tolist()
+            for slot, found in zip(part.tolist(), ranked, strict=True):
+                # The most similar, and the next of those that its parts were paired with.
+                near = found[: self.neighbours]
+                near += [
+                    other for other in found[self.neighbours :] if other in self.adjacent[slot]
+                ]
+                wanted.update((min(slot, other), max(slot, other)) for other in near)
+                self.adjacent[slot] = set()
         pairs = torch.tensor(sorted(wanted))
-        for part in pairs.split(4096):
+        for part in pairs.split(1024):
             changes = self._changes(part)
-            for (i, j), change in zip(part.tolist(), changes.tolist(), strict=True):
-                self.adjacent[i].add(j)
-                self.adjacent[j].add(i)
-                empty = min(float(self.mass[i]), float(self.mass[j])) <= 0
+            for (a, b), change in zip(part.tolist(), changes.tolist(), strict=True):
+                self.adjacent[a].add(b)
+                self.adjacent[b].add(a)
+                empty = min(float(self.mass[a]), float(self.mass[b])) <= 0
+                i, j = sorted((self.node[a], self.node[b]))
                 heapq.heappush(self.heap, (-float("inf") if empty else change, i, j, change))
 
     def _changes(self, pairs: Int[Tensor, "p 2"]) -> Float[Tensor, " p"]:
         i, j = pairs.unbind(1)
-        joined = row_lengths(
-            self.mass[i] + self.mass[j],
-            self.moments[i] + self.moments[j],
-            self.pooled,
-            *self.code,
-        )
-        return joined - self.length[i] - self.length[j]
+        return self._priced(i, j)[0] - self.length[i] - self.length[j]
+
+
+def joined_directions(mass: Tensor, first: Tensor, more: Tensor, other: Tensor) -> Tensor:
+    """About where the first directions of unions lie."""
+    sign = torch.where((first * other).sum(1) < 0, -1.0, 1.0)
+    return mass[:, None] * first + (sign * more)[:, None] * other
 
 
 def estimate(tree: MergeTree) -> int:

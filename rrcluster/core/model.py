@@ -95,9 +95,19 @@ class Moments:
     space: FeatureMap
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        leaf, cost = self.model.cheapest(x)
-        k = self.model.num_leaves
-        mass, moments = sum_by_label(features_of(self.space, x), leaf, k)
+        model, k = self.model, self.model.num_leaves
+        if model.codes.refined and model.features is self.space:  # projected once for both
+
+            def choose(rows: Tensor) -> tuple[Tensor, ...]:
+                z = model.features(rows)
+                cost, leaf = model.codes.costs(z).min(1)
+                return leaf, cost, z
+
+            leaf, cost, z = by_tiles(x, choose)
+        else:
+            leaf, cost = model.cheapest(x)
+            z = features_of(self.space, x)
+        mass, moments = sum_by_label(z, leaf, k)
         cost = cost.double()
         return {
             "mass": mass,

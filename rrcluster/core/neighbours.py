@@ -17,12 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrcluster.core.anneal import PLUS_PLUS, starting_rows
+from rrcluster.core.cells import nearest
 from rrcluster.core.features import FeatureMap
-from rrcluster.core.hierarchy import nearest_in_cell, top_down
-from rrcluster.core.kmeans import SeedingSpec
+from rrcluster.core.kmeans import SeedingSpec, State, lloyd
 from rrcluster.core.model import features_of
 from rrcluster.core.probe import nearest_others
 from rrcluster.core.shards import MemoryShards
+from rrcluster.core.tiles import TILE
+
+CANDIDATES = 4  # times as many raw neighbours as are wanted: those of every round are among them
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,31 @@ def agree(
 ) -> Agreed:
     """Whiten by neighbours, then ``rounds`` times: cluster smoothed rows, whiten by the clusters.
 
-    ``x`` is a bounded sample: neighbours are exact, at 2·m²·e operations a round.
+    ``x`` is a bounded sample: raw neighbours are exact, at 2·m²·e operations, and those of later
+    features are looked for among ``CANDIDATES`` times as many of them.
     """
     u = features_of(projection, x)
-    features = projection.whitened(neighbour_spread(u, nearest_others(u, neighbours)), ridge)
+    near = nearest_others(u, CANDIDATES * neighbours)
+    features = projection.whitened(neighbour_spread(u, near[:, :neighbours]), ridge)
     for round in range(rounds + 1):
         z = features_of(features, x)
-        s = smoothed(z, nearest_others(z, neighbours))
+        s = smoothed(z, nearest_among(z, near, neighbours))
         labels, found = _partition(s, clusters, seed + round)
         if round < rounds:
             features = projection.whitened(within_spread(u, labels, found), ridge)
     return Agreed(features, labels, found)
+
+
+def nearest_among(
+    z: Float[Tensor, "m e"], candidates: Int[Tensor, "m c"], neighbours: int
+) -> Int[Tensor, "m j"]:
+    """The candidates of each row with the largest inner product."""
+    found = []
+    for rows, those in zip(z.split(TILE), candidates.split(TILE), strict=True):
+        similar = (z[those] @ rows[:, :, None])[:, :, 0]
+        best = similar.topk(min(neighbours, those.shape[1]), dim=1).indices
+        found.append(those.gather(1, best))
+    return torch.cat(found)
 
 
 def neighbour_spread(
@@ -87,9 +105,10 @@ def smoothed(z: Float[Tensor, "m e"], neighbours: Int[Tensor, "m j"]) -> Float[T
 
 
 def _partition(s: Float[Tensor, "m e"], clusters: int, seed: int) -> tuple[Tensor, int]:
+    """k-means by Lloyd from spread-out rows; without the empty clusters."""
     rows = MemoryShards([s.half()])
-    spec = SeedingSpec(cell_leaves=clusters)
-    seeds = top_down(rows, min(clusters, len(s)), spec, seed)
-    labels, _ = nearest_in_cell(s.half(), seeds)
-    used, labels = labels.unique(return_inverse=True)
+    k = min(clusters, len(s))
+    start = starting_rows(rows.rows(len(s)), k, PLUS_PLUS, len(s), seed, ("leaves", 0))
+    centroids = lloyd(rows, State(0, 1, start), SeedingSpec(), seed).centroids
+    used, labels = nearest(s.half(), centroids)[0].unique(return_inverse=True)
     return labels, len(used)

@@ -47,10 +47,13 @@ class RefineSpec:
     passes: int = setting(20, "coding-rate Lloyd passes at most, each time")
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
     agreements: int = setting(3, "rounds of whitening by neighbours and smoothed k-means; 0: none")
+    neighbours: int = setting(10, "neighbours per row among which features should agree")
     agree_rows: int = setting(16_384, "rows of a cell among which neighbours are taken")
-    whitenings: int = setting(2, "rounds of whitening by the spread within clusters, and Lloyd")
+    whitenings: int = setting(
+        0, "rounds more of whitening by the spread within clusters, and Lloyd"
+    )
     ridge: float = setting(0.1, "share of the mean spread added to every direction's")
-    rounds: int = setting(1, "rounds of head training and Lloyd; 0: none")
+    rounds: int = setting(0, "rounds of head training by rate reduction, and Lloyd; 0: none")
     membership: Literal["labels", "batch"] = setting(
         "labels", "what the head takes for belonging together: the clusters, or likeness in a batch"
     )
@@ -65,7 +68,7 @@ class RefineSpec:
     learning_rate: float = setting(1e-4, "initial learning rate of Adam, falling to 0")
     weight_decay: float = setting(1e-2, "weight decay of the head")
     probe_rows: int = setting(4000, "rows on which every step is judged")
-    neighbours: int = setting(10, "raw neighbours per row that should share its cluster")
+    probe_neighbours: int = setting(3, "raw neighbours per row that should share its cluster")
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def refine(
     ``on_step`` is told where the refinement is after each step; from there ``start`` goes on, to
     the same bits.
     """
-    gate = Gate(Probe.of(shards, spec.probe_rows, spec.neighbours), spec.eps2, on_event, least)
+    probe = Probe.of(shards, spec.probe_rows, spec.probe_neighbours)
+    gate = Gate(probe, spec.eps2, on_event, least)
     if start is None:
         projection = fit_projection(shards, spec.width)
         model = CellModel(projection, CentroidCodes.of(centroids))

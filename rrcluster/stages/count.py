@@ -10,14 +10,15 @@ from rrcluster.compute import Progress
 from rrcluster.core.assign import calibrate
 from rrcluster.core.cells import nearest
 from rrcluster.core.count import (
+    LeafRows,
     MergeSpace,
+    bootstrap_counts,
     bootstrap_range,
     cut,
     enough_data,
     estimate,
     group_rates,
     merge_tree,
-    resampled,
 )
 from rrcluster.core.criteria import criteria
 from rrcluster.core.features import FeatureMap
@@ -46,10 +47,13 @@ def count(
     progress("count", 0, None, "merging leaves by coding length")
     spec, asked = run.config.count, run.config.k
     space = MergeSpace.of(shards, seeds.cells, tuple(models), spec, run.config.seed)
-    leaves, *replicates = resampled(shards, space, spec.replicates)
-    tree = merge_tree(leaves.mass, leaves.moments, spec.eps2, spec.neighbours, spec.shrinkage)
+    rows = LeafRows.of(shards, space, spec.replicates)
+    leaves = rows.moments()
+    code = (spec.eps2, spec.neighbours, spec.shrinkage)
+    tree = merge_tree(leaves.mass, leaves.moments, *code, shards.workers)
     found = estimate(tree)
-    low, high = bootstrap_range(tree, replicates, spec)
+    low, high = bootstrap_range(tree, bootstrap_counts(tree, rows, spec, shards.workers))
+    del rows
     sample = shards.head(spec.criteria_rows)
     others = criteria(space.z(sample), space.leaf(sample), tree, run.config.seed)
     if run.store.exists(PATHS):  # levels of k-means; the curve is told and chooses nothing

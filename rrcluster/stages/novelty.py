@@ -131,7 +131,7 @@ def add_rows(
         sums.mass.add_(found["mass"])
         sums.moments.add_(found["moments"])
     for leaf, z in parts:
-        sums.add(z, leaf, None)
+        sums.add(z, leaf)
     return sums
 
 
@@ -159,7 +159,7 @@ def history(run: Run, compute: Compute, forest: Forest) -> History | None:
         work = DescribeBlock(LoadBlock.of(run), fit, space, spec.novelty_score, most)
         sums, counts, kept = LeafMoments.none(k, space.width), np.zeros(2), []
         for leaf, z, x, aside in in_order(compute.map(work, list(range(blocks)))):
-            sums.add(z, leaf, None)
+            sums.add(z, leaf)
             counts += (len(z), aside)
             kept.append(x)
         tensors = {"mass": sums.mass, "moments": sums.moments, "x": torch.cat(kept)}

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rrcluster.core.anneal import AnnealSpec, anneal, annealed, starting_rows
+from rrcluster.core.anneal import (
+    AnnealSpec,
+    DistancesToOne,
+    Space,
+    anneal,
+    annealed,
+    starting_rows,
+)
 from rrcluster.core.cells import nearest
 from rrcluster.core.kmeans import SeedingSpec, State, fit, lloyd
 from rrcluster.core.shards import MemoryShards, Rows
@@ -139,3 +146,17 @@ class TestBadInput:
         x[7, 3] = torch.nan
         with pytest.raises(ValueError, match="finite"):
             fit(MemoryShards([x]), 3, SeedingSpec(), 0)
+
+
+@pytest.mark.parametrize("width", [8, 96])
+def test_distances_to_one_row_are_those_of_a_book_of_one(width: int) -> None:
+    x = blobs(1500, 6, width, 0.5)
+    space = Space.of(MemoryShards([x]).rows(len(x)))
+    codes = space.coded(x)
+    found = DistancesToOne(codes)(codes[7])
+    book = space.book(space.place(x[7:8]))
+    if width < 64:  # not on a grid: rounded as the product rounds
+        torch.testing.assert_close(found, book.squared(codes), atol=1e-5, rtol=1e-5)
+    else:
+        assert torch.equal(found, book.squared(codes))
+        assert float(found[7]) <= 1

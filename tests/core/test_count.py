@@ -72,8 +72,9 @@ def test_lengths_are_those_of_the_cuts_and_cuts_are_nested(seed: int, k: int) ->
         first = [labels.tolist().index(c) for c in range(j)]
         assert first == sorted(first), "numbered by the first leaf"
         assert len(torch.stack([finer, labels], 1).unique(dim=0)) == int(finer.max()) + 1
+        # 1e-4: power iteration may stop between two directions of a union that are as strong.
         assert float(tree.lengths[j - 1]) == pytest.approx(
-            total_length(mass, moments, labels), rel=1e-6, abs=1e-6
+            total_length(mass, moments, labels), rel=1e-4, abs=1e-6
         )
         finer = labels
 
@@ -135,10 +136,12 @@ def test_range_is_the_same_on_one_worker_and_on_two_and_holds_the_estimate() -> 
     for workers in (1, 2):
         shards = MemoryShards(blocks, workers)
         space = space_of(x, 16, shards)
-        whole, *replicates = count.resampled(shards, space, spec.replicates)
-        tree = count.merge_tree(whole.mass, whole.moments, spec.eps2)
-        middle = count.estimate(tree)
-        found.append((middle, *count.bootstrap_range(tree, replicates, spec)))
+        rows = count.LeafRows.of(shards, space, spec.replicates)
+        whole = rows.moments()
+        tree = count.merge_tree(whole.mass, whole.moments, spec.eps2, workers=workers)
+        counts = count.bootstrap_counts(tree, rows, spec, workers)
+        assert len(counts) == spec.replicates
+        found.append((count.estimate(tree), *count.bootstrap_range(tree, counts)))
     assert found[0] == found[1]
     assert found[0][1] <= found[0][0] <= found[0][2]
 
@@ -146,9 +149,16 @@ def test_range_is_the_same_on_one_worker_and_on_two_and_holds_the_estimate() -> 
 def test_lengths_along_a_tree_are_those_that_it_was_built_with() -> None:
     mass, moments = leaves(12, 6, seed=3)
     tree = count.merge_tree(mass, moments, EPS2, shrinkage=100.0)
-    again = lengths_along(tree, mass, moments, EPS2, 100.0)
+    times = torch.tensor([1.0, 2.0]).double()
+    again, doubled = lengths_along(
+        tree,
+        lambda i: (times * mass[i], times[:, None, None] * moments[i]),
+        pooled_spread(mass, moments).expand(2, -1, -1),
+        times * mass.sum(),
+        EPS2,
+        100.0,
+    )
     torch.testing.assert_close(again, tree.lengths, rtol=1e-9, atol=1e-6)
-    doubled = lengths_along(tree, 2 * mass, 2 * moments, EPS2, 100.0)
     assert (doubled > again).all()
 
 
@@ -157,8 +167,8 @@ def test_what_a_block_answers_grows_with_its_rows_and_not_with_the_leaves() -> N
     shards = MemoryShards(list(x.split(300)))
     sizes = []
     for k in (16, 256):
-        leaf, z, weights = count.LeafRows(space_of(x, k, shards), 8)(x[:300])
-        sizes.append(leaf.nbytes + z.nbytes + weights.nbytes)
+        leaf, z, hashes = count.Described(space_of(x, k, shards), True)(x[:300])
+        sizes.append(leaf.nbytes + z.nbytes + hashes.nbytes)
     assert sizes == [300 * (8 + 4 * 6 + 8)] * 2
 
 
@@ -166,10 +176,13 @@ def test_moments_of_replicates_are_those_of_rows_taken_as_often_as_they_weigh() 
     x, _ = groups(400, 4, 12)
     shards = MemoryShards(list(x.split(150)))
     space = space_of(x, 8, shards)
-    whole, replicate = count.resampled(shards, space, 1)
+    rows_of = count.LeafRows.of(shards, space, 1)
+    whole = rows_of.moments()
+    again = [rows_of.resampled(j, slice(0, 1)) for j in range(8)]
+    replicate = count.LeafMoments(*(torch.cat(parts) for parts in zip(*again, strict=True)))
     weight = count.poisson_weights(count.content_hashes(x), 0, 1).long()
     for found, rows in ((whole, x), (replicate, x.repeat_interleave(weight, 0))):
-        leaf, z, _ = count.LeafRows(space, 0)(rows)
+        leaf, z, _ = count.Described(space, False)(rows)
         assert torch.equal(found.mass, torch.bincount(leaf, minlength=8).double())
         for j in range(8):
             expected = z[leaf == j].double().T @ z[leaf == j].double()
@@ -185,7 +198,7 @@ def test_leaves_of_two_cells_are_counted_in_one_space() -> None:
         for part in (x[y < 2], x[y >= 2])
     )
     space = count.MergeSpace.of(shards, halves, models, count.CountSpec(width=6), 0)
-    found = count.moments(shards, space)
+    found = count.LeafRows.of(shards, space).moments()
     assert space.features.width == 6
     assert len(found.mass) == 12
     assert float(found.mass.sum()) == 600
@@ -195,8 +208,8 @@ def test_bootstrap_weights_are_poisson_and_depend_on_the_row_alone() -> None:
     x, _ = groups(20_000, 3, 8)
     hashes = count.content_hashes(x)
     weight = count.poisson_weights(hashes, 0, 1)
-    assert float(weight.mean()) == pytest.approx(1, abs=0.03)
-    assert float(weight.var()) == pytest.approx(1, abs=0.06)
+    assert float(weight.float().mean()) == pytest.approx(1, abs=0.03)
+    assert float(weight.float().var()) == pytest.approx(1, abs=0.06)
     part = count.poisson_weights(count.content_hashes(x[100:200]), 0, 1)
     assert torch.equal(part, weight[100:200])
     assert not torch.equal(count.poisson_weights(hashes, 0, 2), weight)

@@ -8,7 +8,13 @@ from rrcluster.core.cells import nearest
 from rrcluster.core.features import fit_projection
 from rrcluster.core.hierarchy import top_down
 from rrcluster.core.kmeans import SeedingSpec
-from rrcluster.core.neighbours import agree, neighbour_spread, smoothed, within_spread
+from rrcluster.core.neighbours import (
+    agree,
+    nearest_among,
+    neighbour_spread,
+    smoothed,
+    within_spread,
+)
 from rrcluster.core.probe import nearest_others
 from rrcluster.core.shards import MemoryShards
 
@@ -81,3 +87,13 @@ def test_neighbours_do_not_depend_on_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)
+
+
+def test_nearest_among_all_others_are_the_nearest_and_among_few_the_best_of_them() -> None:
+    z = torch.nn.functional.normalize(
+        torch.randn(1100, 12, generator=torch.Generator().manual_seed(2)), dim=1
+    )
+    many = nearest_others(z, 60)
+    assert torch.equal(nearest_among(z, many.flip(1), 5), many[:, :5])
+    few = many[:, [40, 7, 22]]
+    assert torch.equal(nearest_among(z, few, 2), few[:, [1, 2]])
