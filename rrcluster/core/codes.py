@@ -115,10 +115,8 @@ class RateCodes(Codes):
         return float(nats / self.mass.double().sum().clamp_min(1e-12))
 
     def costs(self, rows: Float[Tensor, "n e"]) -> Float[Tensor, "n k"]:
-        # r products (n, k), so that squares are added along whole rows: faster than groups of r
-        r = self.loadings.shape[1] // max(self.num_clusters, 1)
-        by_rank = self.loadings.view(len(self.loadings), -1, r).permute(2, 0, 1).contiguous()
-        explained = (rows @ by_rank).square_().sum(0)
+        k = self.num_clusters
+        explained = (rows @ self.loadings).square_().view(len(rows), k, -1).sum(2)
         norm = rows.square().sum(1, keepdim=True)
         return norm * self.isotropic - explained + (self.constant + self.label)
 
