@@ -44,7 +44,7 @@ class CountSpec:
     width: int = setting(96, "width of the space in which leaves of several cells are compared")
     eps2: float = setting(0.5, "squared coding error of the lengths; smaller finds more clusters")
     shrinkage: float = setting(1000.0, "pseudo-rows of shared spread in each cluster's length")
-    neighbours: int = setting(16, "most similar clusters that each one may merge with")
+    neighbours: int = setting(8, "most similar clusters that each one may merge with")
     criteria_rows: int = setting(2000, "rows that silhouette, elbow and gap look at for comparison")
     replicates: int = setting(8, "bootstrap replicates behind the range of the estimate")
 

@@ -48,7 +48,7 @@ class RefineSpec:
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
     agreements: int = setting(3, "rounds of whitening by neighbours and smoothed k-means; 0: none")
     neighbours: int = setting(10, "neighbours per row among which features should agree")
-    agree_rows: int = setting(16_384, "rows of a cell among which neighbours are taken")
+    agree_rows: int = setting(8192, "rows of a cell among which neighbours are taken")
     whitenings: int = setting(
         0, "rounds more of whitening by the spread within clusters, and Lloyd"
     )
