@@ -30,6 +30,7 @@ from rrcluster.records import setting
 
 MIN_BATCH = 256
 PLUS_PLUS = 256  # rounds of drawing where nothing is annealed: k-means++ up to so many centroids
+FEW = 3  # rows of a round that are compared one after the other; more are looked up in a book
 MIN_DRAWN = 4096  # rows that starting rows are drawn from at least
 SPLIT_UNTIL = 0.7  # share of the steps after which nothing is split any more
 MEMORY = 0.1  # weight of the newest batch in the running shares
@@ -200,7 +201,7 @@ def starting_rows(
     codes = [space.coded(tile) for tile in x.split(TILE)]
     generator = keys.generator(seed, *path, "start")
     rounds = max(min(k, rounds), 1)
-    to_one = DistancesToOne(torch.cat(codes)) if rounds == k else None
+    to_one = DistancesToOne(torch.cat(codes)) if k <= FEW * rounds else None
     squared = torch.ones(len(x))
     chosen = torch.empty(0, dtype=torch.int64)
     for r in range(rounds):
@@ -210,7 +211,8 @@ def starting_rows(
         drawn = key.topk(min(size, len(x)), largest=False).indices.sort().values
         chosen = torch.cat([chosen, drawn])
         if to_one is not None:
-            found = to_one(space.coded(x[drawn])[0])
+            each = [to_one(coded) for coded in space.coded(x[drawn])]
+            found = torch.stack(each).amin(0) if each else squared
         else:
             book = space.book(space.place(x[drawn]))
             found = torch.cat([book.squared(tile) for tile in codes])
