@@ -15,9 +15,10 @@ ASSIGNED_BYTES = 60  # of assignments/ per row, compressed
 KMEANS_PASSES = 30  # seeding.iterations, the most
 ANNEAL_EPOCHS = 2  # seeding.epochs, over 256 rows per centroid
 ANNEAL_ROWS = 256
-LLOYD_PASSES = 12  # coding-rate Lloyd: whitenings and rounds together
+LLOYD_PASSES = 7  # refine.passes, the most, and the one whose statistics are stored
+AGREE_ROWS, AGREE_FITS, AGREE_PASSES = 8192, 4, 20  # of a cell; k-means of them, passes of each
 REPLICATES = 8  # count.replicates
-HEAD_FLOPS = 300 * 2048 * 6 * 2 * 64 * 256  # steps × batch × forward and backward of the head
+PAIRS = 1.5  # joined pairs that count prices for each of a leaf's neighbours
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Fit:
     cell_leaves: int = 256
     e: int = 96
     rank: int = 8
-    neighbours: int = 16
+    neighbours: int = 8
 
     @property
     def blocks(self) -> int:
@@ -140,14 +141,16 @@ def rate_traffic(fit: Fit) -> Traffic:
 
 
 def count_traffic(fit: Fit) -> Traffic:
-    """The one pass of count: every row's leaf, features and weights, 4 e + 8 + b bytes a row."""
-    size = fit.rows * (4.0 * fit.e + 8 + REPLICATES)
+    """The one pass of count: every row's leaf, features and hash, 4 e + 16 bytes a row."""
+    size = fit.rows * (4.0 * fit.e + 16)
     return Traffic(fit.blocks, size, size)
 
 
 def coordinator_bytes(fit: Fit) -> float:
-    """What count holds in one place: moments of all leaves, whole and of every replicate."""
-    return (1 + REPLICATES) * 8.0 * fit.leaves * fit.e**2
+    """What count holds in one place: rows as they came and by leaf, with a weight in each
+    replicate, and moments of all leaves, which the merge tree copies."""
+    rows = fit.rows * (2 * 4.0 * fit.e + 16 + REPLICATES)
+    return rows + 2 * 8.0 * fit.leaves * fit.e**2
 
 
 def kmeans_memory(rows: int, d: int, k: int) -> float:
@@ -183,7 +186,11 @@ def job(
     moved = 2.0 * fit.d * n  # bytes of all embeddings
     fit = replace(fit, rows=min(fit.rows, n))
     leaves = fit.leaves / fit.cells  # of one cell
-    tree = (1 + REPLICATES) * fit.leaves * fit.neighbours * fit.e**3 / 3
+    priced = fit.leaves * (PAIRS * fit.neighbours + 2 * REPLICATES)
+    tree = priced * fit.e**3  # a factor and an inverse
+    agreeing = min(AGREE_ROWS, fit.rows / fit.cells)
+    fits = 2 * AGREE_FITS * AGREE_PASSES * agreeing * fit.e * leaves
+    agreement = 2 * agreeing**2 * fit.e + fits
     lloyd = 2 * fit.rows * fit.e * (fit.d + leaves * fit.rank) + fit.rows * fit.e**2
     route = 2.0 * fit.d * (fit.cells + fit.e) + 2.0 * fit.e * leaves * fit.rank
     work = kmeans_work(fit)
@@ -218,7 +225,7 @@ def job(
         Stage(
             "refine",
             {
-                "products": (LLOYD_PASSES * lloyd + fit.cells * HEAD_FLOPS)
+                "products": (LLOYD_PASSES * lloyd + fit.cells * agreement)
                 / (at_once["leaves"] * rates.flops),
                 "coordinator": coordinator(rate_traffic(fit), LLOYD_PASSES),
             },

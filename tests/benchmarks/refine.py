@@ -7,7 +7,8 @@ Yu et al. (2020) write the loss. Loss and gradient of the same batch are timed i
 difference of the gradients is relative to the largest entry of the literal one.
 
 The *whole* case is a job on CLIP-like vectors (200,000 × 512 into 1000 clusters; --quick: 20,000
-into 200) in a process of its own: seconds of each stage from ``run.json``, and its peak memory.
+into 200) in a process of its own: seconds of each stage from ``run.json``, the process's peak
+memory, and by how much each stage's peak lies above what was there when it began.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +32,6 @@ from clip_like import clip_like
 from torch import Tensor
 
 from pipelines.cluster import cluster
-from rrcluster.compute import silent
 from rrcluster.config import load
 from rrcluster.core.rate import rate_reduction_loss
 
@@ -102,6 +103,9 @@ def whole_job(quick: bool) -> Iterator[dict[str, Any]]:
         told = json.loads(Path(folder, "told.json").read_text())
     for stage in ("select", "seed", "refine", "count"):
         yield row("rrcluster", "whole", stage, told["seconds"][stage], "s", params)
+        yield row(
+            "rrcluster", "whole", f"{stage}, memory added", told["added"][stage], "MB", params
+        )
     ratio = told["seconds"]["refine"] / max(told["seconds"]["seed"], 1e-9)
     yield row("rrcluster", "whole", "refine over seed", ratio, "ratio", params)
     yield row("rrcluster", "whole", "peak memory", told["peak"] / 2**20, "GB", params)
@@ -113,10 +117,38 @@ def job(folder: str, k: str) -> None:
         f"corpus.uri={folder}/corpus", "corpus.format=embeddings", f"run_dir={folder}/run",
         f"k={k}", "compute=in_process", "compute.workers=2",
     ]  # fmt: skip
-    record = cluster(load(wanted), silent)
+    watch = Watch()
+    record = cluster(load(wanted), watch)
     seconds = {name: stage["seconds"] for name, stage in record.content["stages"].items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    Path(folder, "told.json").write_text(json.dumps({"seconds": seconds, "peak": peak}))
+    told = {"seconds": seconds, "peak": peak, "added": watch.added}
+    Path(folder, "told.json").write_text(json.dumps(told))
+
+
+class Watch:
+    """A progress that looks at the process's memory 50 times a second: MB that each stage added."""
+
+    def __init__(self) -> None:
+        self.added: dict[str, float] = {}
+        self._stage, self._before = "", 0.0
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def __call__(self, stage: str, *_: Any, **__: Any) -> None:
+        if stage != self._stage:
+            self._stage, self._before = stage, resident()
+            self.added[stage] = 0.0
+
+    def _look(self) -> None:
+        while True:
+            if self._stage:
+                more = resident() - self._before
+                self.added[self._stage] = max(self.added[self._stage], more)
+            time.sleep(0.02)
+
+
+def resident() -> float:
+    """MB of this process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
 def row(

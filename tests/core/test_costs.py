@@ -31,7 +31,7 @@ def test_traffic_by_hand() -> None:
     assert kmeans_traffic(fit, 99).calls == 7  # no more holders than blocks
     assert rate_traffic(fit) == Traffic(4, 4 * 280.0, 4 * 280.0)
     assert count_traffic(fit).taken == 1000 * (4 * 2 + 8 + 8)
-    assert coordinator_bytes(fit) == 9 * 5 * 4 * 8
+    assert coordinator_bytes(fit) == 1000 * (2 * 8 + 16 + 8) + 2 * 5 * 4 * 8
     cells = dataclasses.replace(fit, cell_leaves=2)
     assert kmeans_traffic(cells, 3).taken == 3 * 8 * 8
     assert rate_traffic(cells).taken == 0
