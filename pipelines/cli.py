@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from rrcluster.config import Config, as_yaml, group_choices, load, settings_help
+from rrcluster.io.lease import Busy
 from rrcluster.records import UserError
 
 JOBS = {
@@ -65,6 +66,9 @@ def run(name: str, job: Callable[[Config], int], arguments: Sequence[str]) -> in
     except UserError as mistake:
         _say(f"rrcluster {name}: {mistake}")
         return USER_MISTAKE
+    except Busy as other:
+        _say(f"rrcluster {name}: {other}")
+        return FAILED
     except KeyboardInterrupt:
         _say(f"rrcluster {name}: stopped; the same command goes on where it was")
         return FAILED

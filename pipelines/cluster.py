@@ -11,6 +11,7 @@ from pipelines.compute import start_compute
 from pipelines.console import ConsoleProgress
 from rrcluster.compute import Progress
 from rrcluster.config import Config
+from rrcluster.io.lease import lease
 from rrcluster.io.store import Store
 from rrcluster.report.terminal import clusters_table
 from rrcluster.stages.caption import caption
@@ -34,20 +35,23 @@ def main(config: Config) -> int:
 
 
 def cluster(config: Config, progress: Progress) -> Record:
-    """Run every stage that is not done yet; ``run.json`` as it is at the end."""
+    """Run every stage that is not done yet; ``run.json`` as it is at the end.
+
+    Raises Busy when another job has the run.
+    """
     check_levels(config)
     job, record = open_run(config)
     record.refuse_adopted()
-    with start_compute(config) as compute:
-        progress = compute.observed(progress)
-        embed(job, compute, record, progress)
-        select(job, compute, record, progress)
-        fit(job, compute, record, progress)
-        caption(job, compute, record, progress)
-        write(job, compute, record, progress)
-        record.note("spilled_bytes", compute.spilled_bytes())
-    record.finish()
-    report(job, record, progress)
+    with lease(job.store, "rrcluster cluster") as held:
+        with start_compute(config) as compute:
+            progress = compute.observed(progress)
+            for stage in (embed, select, fit, caption, write):
+                held.check()
+                stage(job, compute, record, progress)
+            record.note("spilled_bytes", compute.spilled_bytes())
+        held.check()
+        record.finish()
+        report(job, record, progress)
     return record
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.cli import DONE, FAILED, TOO_MANY_BAD, run
+from pipelines.cli import DONE, TOO_MANY_BAD, run
 from pipelines.compute import start_compute
 from pipelines.console import ConsoleProgress
 from rrcluster.config import Config
 from rrcluster.io.current import current
-from rrcluster.io.lease import Busy
 from rrcluster.stages.recluster import plan_increment, recluster
 from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
@@ -27,11 +26,7 @@ def main(config: Config) -> int:
         console.print(f"increment {plan.increment}: {len(plan.shards)} new shards, {size:,} bytes")
         return DONE
     with ConsoleProgress(config.log_format, every=config.log_every) as progress:
-        try:
-            found = recluster(config, lambda: start_compute(config), progress)
-        except Busy as other:
-            print(f"rrcluster recluster: {other}", file=sys.stderr)
-            return FAILED
+        found = recluster(config, lambda: start_compute(config), progress)
         if not found.facts:
             console.print("nothing new")
             return DONE

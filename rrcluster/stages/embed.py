@@ -26,6 +26,7 @@ from rrcluster.stages.run import Record, Run, split_evenly
 
 Batch = dict[str, npt.NDArray[Any]]
 END = "end"  # status of the row after a shard's last one; its ``row`` is the number of rows
+NO_VECTOR = "the encoder gave no finite vector for it"
 READ_ROWS = 32  # rows per block between reading and encoding: bounds memory, 5 MB at 224 pixels
 
 
@@ -200,10 +201,15 @@ def encode_batch(encoder: Encoder, batch: Batch) -> Batch:
     """The batch with ``embedding`` (n, 2d) uint8, the bytes of float16 rows, instead of pixels.
 
     Bad rows are encoded as blanks with the rest, so that the shape stays constant; the assembler
-    drops them.
+    drops them. A picture that the encoder has no unit vector for becomes a bad row.
     """
     vectors = encoder.encode_images(batch["pixels"]).astype(np.float16)
     rest = {name: column for name, column in batch.items() if name != "pixels"}
+    squares = np.square(vectors.astype(np.float32)).sum(1)
+    lost = (rest["status"] == "") & ~(squares > 0.5)  # NaN too
+    if lost.any():
+        rest["status"], rest["detail"] = rest["status"].copy(), rest["detail"].copy()
+        rest["status"][lost], rest["detail"][lost] = "decode", NO_VECTOR
     return rest | {"embedding": vectors.view(np.uint8)}
 
 

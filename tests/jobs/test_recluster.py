@@ -164,7 +164,7 @@ def test_a_refit_keeps_ids_and_rewrites_all_rows_beside_the_old_ones(grown) -> N
 def test_two_jobs_at_once_are_told_apart_and_one_of_them_adds_the_increment(grown) -> None:
     _, run_dir = grown
     first = start_job("recluster", f"run_dir={run_dir}", *IN_PROCESS)
-    wait_for(first, run_dir / "lease.json")
+    wait_for(first, run_dir / "manifest/increment=00001.parquet")
     second = job("recluster", f"run_dir={run_dir}", *IN_PROCESS)
     assert first.wait(120) == 0
     assert second.status in (0, 1)

@@ -6,7 +6,10 @@ import os
 import signal
 
 import pytest
-from job_fixtures import in_process, kill_when, resume_to_the_same, start_job, wait_for
+from job_fixtures import in_process, job, kill_when, resume_to_the_same, start_job, wait_for
+
+from rrcluster.io.lease import lease
+from rrcluster.io.store import Store
 
 # A file or folder whose appearance says that the stage has begun to publish.
 MOMENTS = {
@@ -44,3 +47,15 @@ def test_sigterm_stops_cleanly_and_says_how_to_go_on(drawn, tmp_path) -> None:
     assert "goes on where it was" in err.read_text()
     assert "Traceback" not in err.read_text()
     assert not list(run_dir.rglob(".*"))  # no half-written file is left
+
+
+def test_a_run_that_another_job_is_at_work_on_is_left_to_it(drawn, finished, tmp_path) -> None:
+    run_dir = tmp_path / "run"
+    command = (f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=[3,8]", *in_process())
+    with lease(Store(str(run_dir)), "rrcluster cluster", term=1.2):
+        second = job("cluster", *command)
+    assert second.status == 1
+    assert "rrcluster cluster is at work on this run" in second.err
+    assert "Traceback" not in second.err
+    assert not (run_dir / "samples").exists()
+    resume_to_the_same(run_dir, finished, *command)

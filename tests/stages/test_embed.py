@@ -4,7 +4,7 @@ import pytest
 from rrcluster.compute import ShardCounts
 from rrcluster.io import tables
 from rrcluster.io.store import Store
-from rrcluster.stages.embed import END, Assembler
+from rrcluster.stages.embed import END, NO_VECTOR, Assembler, columns, encode_batch
 
 
 def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4):
@@ -91,3 +91,31 @@ def test_shards_that_share_batches_are_kept_apart(tmp_path) -> None:
         ShardCounts(1, 2, 1, 1),
     ]
     assert tables.read_table(store, "samples/000001.parquet")["key"].to_pylist() == ["1:0"]
+
+
+class Overflowing:
+    """An encoder whose second row is NaN and whose third is nothing, as after an overflow."""
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        x = np.full((len(pixels), 4), 0.5, np.float32)
+        x[1], x[2] = np.nan, 0
+        return x
+
+
+def test_a_picture_without_a_finite_vector_becomes_a_counted_bad_row(tmp_path) -> None:
+    rows = [
+        {
+            "shard": 0, "row": row, "status": END if row == 4 else "", "key": str(row),
+            "detail": "", "caption": None, "width": 8, "height": 8,
+            "sample_id": np.full(16, row, np.uint8), "pixels": np.zeros((2, 2, 3), np.uint8),
+        }
+        for row in range(5)
+    ]  # fmt: skip
+    store = Store(str(tmp_path))
+    batch = columns(rows)
+    assert Assembler(store).add(encode_batch(Overflowing(), batch)) == [ShardCounts(0, 4, 2, 2)]
+    bad = tables.read_table(store, "bad/000000.parquet").to_pylist()
+    assert [(b["row"], b["reason"], b["detail"]) for b in bad] == [
+        (1, "decode", NO_VECTOR), (2, "decode", NO_VECTOR),
+    ]  # fmt: skip
+    assert batch["status"][1] == ""  # the batch that was read is as it was: a task may run again
