@@ -42,11 +42,11 @@ class RefineSpec:
 
     width: int = setting(96, "width of the refined features")
     eps2: float = setting(0.5, "squared coding error of the rates; width/eps2 (192) is what counts")
-    rank: int = setting(8, "directions stored per cluster; the rest is one variance")
+    rank: int = setting(4, "directions stored per cluster; the rest is one variance")
     shrinkage: float = setting(1000.0, "pseudo-rows of pooled spread in each cluster's code")
-    passes: int = setting(6, "coding-rate Lloyd passes at most, each time")
+    passes: int = setting(4, "coding-rate Lloyd passes at most, each time")
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
-    agreements: int = setting(3, "rounds of whitening by neighbours and smoothed k-means; 0: none")
+    agreements: int = setting(5, "rounds of whitening by neighbours and smoothed k-means; 0: none")
     neighbours: int = setting(10, "neighbours per row among which features should agree")
     agree_rows: int = setting(8192, "rows of a cell among which neighbours are taken")
     whitenings: int = setting(
