@@ -155,14 +155,23 @@ class Space:
         return x.float() if self.grid is None else self.grid.round(self.grid.place(x))
 
     def book(self, placed: Tensor) -> Book:
-        return Book(placed, None if self.grid is None else Codebook(self.grid, placed))
+        if self.grid is None:
+            return Book(placed, None)
+        return Book(None, Codebook(self.grid.round(placed)))
+
+    def book_of(self, centroids: Tensor) -> Book:
+        """``book`` of centroids as they are; on a grid they are placed a tile at a time."""
+        if self.grid is None:
+            return Book(self.place(centroids), None)
+        tiles = [self.coded(tile) for tile in centroids.split(TILE)]
+        return Book(None, Codebook(torch.cat(tiles)))
 
 
 @dataclass(frozen=True)
 class Book:
-    """Centroids of one moment, to look rows up in."""
+    """Centroids of one moment, to look rows up in: as they are, or on a grid."""
 
-    centroids: Tensor
+    centroids: Tensor | None
     codebook: Codebook | None
 
     def labels(self, coded: Tensor) -> Tensor:
@@ -181,9 +190,10 @@ class Book:
         return label, (coded.float().square().sum(1) - 2 * found).clamp_min_(0)
 
     def _found(self, coded: Tensor) -> tuple[Tensor, Tensor]:
-        if self.codebook is None:
-            return nearest(coded, self.centroids)
-        return self.codebook.nearest(coded)
+        if self.codebook is not None:
+            return self.codebook.nearest(coded)
+        assert self.centroids is not None
+        return nearest(coded, self.centroids)
 
 
 def starting_rows(

@@ -155,9 +155,9 @@ def coordinator_bytes(fit: Fit) -> float:
 
 def kmeans_memory(rows: int, d: int, k: int) -> float:
     """Bytes of a worker in a pass of k-means over its ``rows``: float16 rows; per centroid and
-    coordinate 8 of the total, 8 of a block's sum, and 18 of the centroids as they come, placed and
-    coded; a tile of rows; what the libraries take."""
-    return 2.0 * rows * d + 34.0 * k * d + 21.0 * 1024 * d + 30e6
+    coordinate 8 of the sums, which blocks are added to in place, and 8 of the centroids as they
+    come and coded; a tile of rows; what the libraries take."""
+    return 2.0 * rows * d + 16.0 * k * d + 21.0 * 1024 * d + 30e6
 
 
 def kmeans_work(fit: Fit) -> dict[str, float]:

@@ -60,10 +60,9 @@ class Grid:
 class Codebook:
     """Centroids on a grid, ready to be searched."""
 
-    def __init__(self, grid: Grid, placed: Float[Tensor, "k d"]) -> None:
-        self._grid, k = grid, len(placed)
-        codes = grid.round(placed)
-        norms = codes.float().square().sum(1).int()
+    def __init__(self, codes: Int8[Tensor, "k d"]) -> None:
+        k = len(codes)
+        norms = torch.cat([tile.float().square().sum(1) for tile in codes.split(COLUMNS)]).int()
         extra = -k % (COLUMNS if k > COLUMNS else GROUP)  # columns come in whole tiles
         self._codes = torch.nn.functional.pad(codes, (0, 0, 0, extra))
         self._half = torch.nn.functional.pad((norms + 1) // 2, (0, extra), value=CLOSED)

@@ -95,9 +95,16 @@ class ClusterSums:
 
     def __call__(self, x: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
         k, d = self.centroids.shape
-        book = self.space.book(self.space.place(self.centroids))
-        sums = torch.zeros(k, d, dtype=torch.float64)
         count, square = torch.zeros(2, k, dtype=torch.float64)
+        sums = {"count": count, "sum": torch.zeros(k, d, dtype=torch.float64), "square": square}
+        self.add(sums, x, weights)
+        return sums
+
+    def add(self, total: dict[str, Tensor], x: Tensor, weights: Tensor | None = None) -> None:
+        """Add a block's sums to ``total`` where it lies: k d numbers less than two answers have."""
+        k, d = self.centroids.shape
+        book = self.space.book_of(self.centroids)
+        sums, count, square = (total[name] for name in ("sum", "count", "square"))
         # One buffer: fresh memory for every tile costs more than the sums.
         wide = torch.empty(min(SUM_ROWS, len(x)), d, dtype=torch.float64)
         for start in range(0, len(x), SUM_ROWS):
@@ -112,7 +119,6 @@ class ClusterSums:
             sums.index_add_(0, label, exact)
             count += torch.bincount(label, weights=weight, minlength=k)
             square += torch.bincount(label, weights=weight * norms, minlength=k)
-        return {"count": count, "sum": sums, "square": square}
 
 
 def fit(
@@ -190,7 +196,7 @@ def _first_blocks(shards: Shards, rows: int, spec: SeedingSpec) -> int:
 
 
 def _labels(space: Space, centroids: Tensor, x: Tensor) -> Tensor:
-    book = space.book(space.place(centroids))
+    book = space.book_of(centroids)
     return torch.cat([book.labels(space.coded(tile)) for tile in x.split(SUM_ROWS)])
 
 

@@ -9,18 +9,27 @@ makes a result the same bits on one worker and on a hundred.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 R = TypeVar("R")
 Statistic = Callable[..., dict[str, Tensor]]
+
+
+@runtime_checkable
+class Adding(Protocol):
+    """A statistic that can add a block's sums to a total where it lies."""
+
+    def add(self, total: dict[str, Tensor], x: Tensor, weights: Tensor | None = None) -> None:
+        """``total`` becomes ``plus(total, self(x, weights))``, to the bit."""
 
 
 class Rows:
@@ -178,6 +187,18 @@ class MemoryShards(Shards):
                     running.append(pool.submit(function, *self._block(block + ahead)))
                 yield answer
 
+    def total(self, statistic: Statistic, blocks: int | None = None) -> dict[str, Tensor]:
+        """Each thread adds its own blocks, then the threads' sums are added."""
+        count = len(self._blocks) if blocks is None else blocks
+        mine = [
+            [self._block(b) for b in range(w, count, self.workers)]
+            for w in range(min(self.workers, count))
+        ]
+        if len(mine) == 1:
+            return summed(statistic, mine[0])
+        with ThreadPoolExecutor(self.workers) as pool:
+            return functools.reduce(plus, pool.map(functools.partial(summed, statistic), mine))
+
     def _block(self, block: int) -> tuple[Tensor, ...]:
         x = self._blocks[block]
         return (x,) if self._weights is None else (x, self._weights[block])
@@ -185,6 +206,17 @@ class MemoryShards(Shards):
     def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
         weights = None if self._weights is None else self._weights[block][:rows]
         return self._blocks[block][:rows], weights
+
+
+def summed(statistic: Statistic, blocks: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    """The sum of an exact statistic over blocks held here, in place where it knows how to add."""
+    total: dict[str, Tensor] = {}
+    for block in blocks:
+        if total and isinstance(statistic, Adding):
+            statistic.add(total, *block)
+        else:
+            total = plus(total, statistic(*block))
+    return total
 
 
 def plus(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:

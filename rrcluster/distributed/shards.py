@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rrcluster.config import ComputeSpec
-from rrcluster.core.shards import Shards, Statistic, plus
+from rrcluster.core.shards import Shards, Statistic, plus, summed
 from rrcluster.distributed.placement import MAX_RETRIES, worker_options
 from rrcluster.io import tally
 from rrcluster.io.tally import Tally
@@ -45,11 +45,7 @@ class BlockHolder:
 
     def total(self, blocks: int, function: Callable[[Tensor], Any]) -> dict[str, Tensor]:
         """The sum over this holder's blocks with numbers below ``blocks``."""
-        sums: dict[str, Tensor] = {}
-        for block, x in self._blocks.items():
-            if block < blocks:
-                sums = plus(sums, function(x))
-        return sums
+        return summed(function, ((x,) for block, x in self._blocks.items() if block < blocks))
 
     def plus(self, one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
         return plus(one, other)

@@ -32,9 +32,9 @@ def test_a_machine_without_exact_int8_gives_the_same_labels(monkeypatch) -> None
     space = Grid.of(x)
     assert space is not None
     codes = space.round(space.place(x))
-    with_int8 = Codebook(space, space.place(c)).nearest(codes)
+    with_int8 = Codebook(space.round(space.place(c))).nearest(codes)
     monkeypatch.setattr(grid, "int8_is_exact", lambda: False)
-    without = Codebook(space, space.place(c)).nearest(codes)
+    without = Codebook(space.round(space.place(c))).nearest(codes)
     assert torch.equal(with_int8[0], without[0])
     assert torch.equal(with_int8[1], without[1])
 
@@ -45,7 +45,7 @@ def test_the_nearest_is_found_across_groups_and_tiles(k: int) -> None:
     space = Grid.of(x)
     assert space is not None
     codes, places = space.round(space.place(x)), space.round(space.place(c))
-    label, score = Codebook(space, space.place(c)).nearest(codes)
+    label, score = Codebook(space.round(space.place(c))).nearest(codes)
     half = (places.long().square().sum(1) + 1) // 2
     scores = codes.long() @ places.long().T - half
     assert torch.equal(score.long(), scores.max(1).values)
@@ -56,7 +56,7 @@ def test_rounding_costs_little_inertia() -> None:
     x, c = unit_rows(4000, 256), unit_rows(100, 256, 1).float()
     space = Grid.of(x)
     assert space is not None
-    label, _ = Codebook(space, space.place(c)).nearest(space.round(space.place(x)))
+    label, _ = Codebook(space.round(space.place(c))).nearest(space.round(space.place(x)))
     best, squared = nearest(x, c)
     found = (x.float() - c[label]).square().sum(1)
     assert found.mean() < squared.mean() * 1.0005
