@@ -202,14 +202,20 @@ def _labels(space: Space, centroids: Tensor, x: Tensor) -> Tensor:
 
 def _inertia(sums: dict[str, Tensor], centroids: Tensor) -> Tensor:
     """Σ |x − c|² of the rows of each centroid = Σ|x|² − 2 c·Σx + n |c|², float64 (k,)."""
-    c = centroids.double()
-    cross = (c * sums["sum"]).sum(1)
-    return (sums["square"] - 2 * cross + sums["count"] * c.square().sum(1)).clamp_min(0)
+    cross, norms = [], []
+    parts = zip(centroids.split(SUM_ROWS), sums["sum"].split(SUM_ROWS), strict=True)
+    for part, total in parts:  # a tile at a time: k d doubles are as much as the sums themselves
+        c = part.double()
+        cross.append((c * total).sum(1))
+        norms.append(c.square().sum(1))
+    length = torch.cat(norms)
+    return (sums["square"] - 2 * torch.cat(cross) + sums["count"] * length).clamp_min(0)
 
 
 def _means(sums: dict[str, Tensor], centroids: Tensor, spec: SeedingSpec) -> Tensor:
     """The means of the rows, of unit length where the metric is spherical; empty ones stay."""
-    means = (sums["sum"] / sums["count"].clamp_min(1)[:, None]).float()
+    parts = zip(sums["sum"].split(SUM_ROWS), sums["count"].split(SUM_ROWS), strict=True)
+    means = torch.cat([(total / n.clamp_min(1)[:, None]).float() for total, n in parts])
     means = unit(means) if spec.metric == "spherical" else means
     return torch.where((sums["count"] > 0)[:, None], means, centroids)
 
