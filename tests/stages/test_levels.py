@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from rrcluster.stages.tensors import read_tensors
 
 
 def run(folder: Path, *settings: str) -> Path:
-    (folder / "corpus").mkdir(parents=True)
+    (folder / "corpus").mkdir(parents=True, exist_ok=True)
     g = torch.Generator().manual_seed(0)
     centres = torch.randn(12, 32, generator=g)
     x = centres[torch.arange(900) % 12] + 0.7 * torch.randn(900, 32, generator=g)
@@ -92,3 +93,31 @@ def test_what_does_not_fit_together_is_refused_by_its_name(k, settings, named) -
 def test_clusters_without_a_child_are_no_gap_in_the_numbers() -> None:
     paths = torch.tensor([[5, 0], [2, 1], [5, 3]])
     assert nested(paths).tolist() == [[1, 0], [0, 1], [1, 2]]
+
+
+def test_levels_of_spherical_k_means_have_centroids_of_unit_length(tmp_path) -> None:
+    made = run(tmp_path, "k=[3,10,40]", "seeding.metric=spherical")
+    leaves = read_tensors(Store(str(made)), "model/seed/seeds.safetensors")["leaves"]
+    torch.testing.assert_close(leaves.norm(dim=1), torch.ones(40))
+    table = pq.read_table(made / "assignments/increment=00000/000000.parquet")
+    assert [len(table[f"level_{level}"].unique()) for level in range(3)] == [3, 10, 40]
+
+
+def test_levels_go_on_after_a_kill_between_them_to_the_same_bytes(tmp_path) -> None:
+    settings = ("k=[3,10,40]", "seeding.resamplings=[2,2,0]", "seeding.sample_size=[2,3,1]")
+    made = run(tmp_path, *settings)
+    wanted = (made / "assignments/increment=00000/000000.parquet").read_bytes()
+    seeds = (made / "model/seed/seeds.safetensors").read_bytes()
+    levels = sorted(p.name for p in (made / "model/seed").glob("level-*"))
+    assert len(levels) == 3
+    for later in ("refine", "count", "caption", "write"):
+        shutil.rmtree(made / "model" / later)
+    shutil.rmtree(made / "assignments")
+    for name in ("seeds.safetensors", "paths.safetensors", levels[-1]):  # the finest is done
+        (made / "model/seed" / name).unlink()
+    kept = {name: (made / "model/seed" / name).stat().st_mtime_ns for name in levels[:-1]}
+    run(tmp_path, *settings)
+    assert (made / "model/seed/seeds.safetensors").read_bytes() == seeds
+    assert (made / "assignments/increment=00000/000000.parquet").read_bytes() == wanted
+    for name, when in kept.items():
+        assert (made / "model/seed" / name).stat().st_mtime_ns == when, "fitted again"
