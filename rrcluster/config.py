@@ -157,8 +157,8 @@ class Config:
 
 # What changes results. The rest (compute, output, logging) may change between attempts.
 _IDENTITY = {
-    "corpus": ("uri", "format", "max_pixels", "image_column", "caption_column", "key_column",
-               "images_per_shard"),
+    "corpus": ("uri", "format", "max_pixels", "jpeg_margin", "image_column", "caption_column",
+               "key_column", "images_per_shard"),
     "encoder": None,
     "seeding": None,
     "refine": None,

@@ -20,7 +20,8 @@ from rrcluster.core.shards import MemoryShards, Shards
 from rrcluster.models.encoder import Encoder
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
-from rrcluster.stages.embed import Assembler, Batch, TakeVectors, encode_batch, read_batches
+from rrcluster.stages.assemble import Assembler, Batch
+from rrcluster.stages.embed import TakeVectors, encode_batch, read_batches
 
 T = TypeVar("T")
 R = TypeVar("R")

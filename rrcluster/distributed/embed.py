@@ -40,7 +40,8 @@ from rrcluster.io import tally
 from rrcluster.io.tally import Tally
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
-from rrcluster.stages.embed import END, Assembler, Batch, encode_batch, read_batches
+from rrcluster.stages.assemble import END, Assembler, Batch
+from rrcluster.stages.embed import encode_batch, read_batches
 
 RETRIES = 2  # of a shard's reading task, and of a batch whose encoder died under it
 ROUNDS = 2  # passes over shards that lost their workers, before each is embedded alone

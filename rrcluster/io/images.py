@@ -62,7 +62,7 @@ def decoded(raw: Raw, shard: Shard, spec: CorpusSpec, pixels: PixelSpec) -> Samp
         reason, detail = raw.problem or ("missing_image", "")
         return Bad(shard.index, raw.row, raw.key, reason, detail)
     try:
-        array, width, height = decode.decode(raw.image, pixels, spec.max_pixels)
+        array, width, height = decode.decode(raw.image, pixels, spec.max_pixels, spec.jpeg_margin)
     except decode.Undecodable as error:
         return Bad(shard.index, raw.row, raw.key, error.reason, error.detail)
     sample_id = sample_id_of(raw)

@@ -8,7 +8,7 @@ a shard's files have the same names and the same bytes. ``samples/<shard>.parque
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,9 @@ from rrcluster.io.vectors import read_vectors
 from rrcluster.models.encoder import Encoder, EncoderSpec
 from rrcluster.models.load import load_encoder, views
 from rrcluster.records import Bad, Sample, Shard, UserError
+from rrcluster.stages.assemble import END, Batch, publish_shard
 from rrcluster.stages.run import Record, Run, split_evenly
 
-Batch = dict[str, npt.NDArray[Any]]
-END = "end"  # status of the row after a shard's last one; its ``row`` is the number of rows
 NO_VECTOR = "the encoder gave no finite vector for it"
 READ_ROWS = 32  # rows per block between reading and encoding: bounds memory, 5 MB at 224 pixels
 
@@ -211,66 +210,6 @@ def encode_batch(encoder: Encoder, batch: Batch) -> Batch:
         rest["status"], rest["detail"] = rest["status"].copy(), rest["detail"].copy()
         rest["status"][lost], rest["detail"][lost] = "decode", NO_VECTOR
     return rest | {"embedding": vectors.view(np.uint8)}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-@dataclass
-class Assembler:
-    """Collects the rows of shards until one is whole, then publishes its files.
-
-    Holds embeddings and captions of shards in flight, never pixels. A row that comes twice (a task
-    was run again) counts once.
-    """
-
-    store: Store
-    _rows: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
-    _totals: dict[int, int] = field(default_factory=dict)
-
-    def add(self, batch: Batch) -> list[ShardCounts]:
-        """Take the rows in; counts of the shards that are now whole and written."""
-        names = [n for n in batch if n != "pixels"]
-        for i in range(len(batch["row"])):
-            shard, row = int(batch["shard"][i]), int(batch["row"][i])
-            rows = self._rows.setdefault(shard, {})
-            if batch["status"][i] == END:
-                self._totals[shard] = row
-                rows[-1] = {"embedding": batch["embedding"][i].copy()}  # tells the width
-            else:
-                rows[row] = {n: batch[n][i] for n in names}
-                # Between tasks of Ray a column of nothing but None comes out as NaN.
-                rows[row]["caption"] = _text(batch["caption"][i])
-                for name in ("embedding", "sample_id"):  # no view into the whole batch
-                    rows[row][name] = rows[row][name].copy()
-        whole = [s for s, total in self._totals.items() if len(self._rows[s]) == total + 1]
-        return [self._publish(shard) for shard in whole]
-
-    def _publish(self, shard: int) -> ShardCounts:
-        found = self._rows.pop(shard)
-        del self._totals[shard]
-        width = len(found.pop(-1)["embedding"]) // 2
-        rows = [found[i] for i in sorted(found)]
-        good = [r for r in rows if r["status"] == ""]
-        bad = [r for r in rows if r["status"] != ""]
-        vectors = np.zeros((len(good), width), np.float16)
-        if good:
-            vectors = np.stack([r["embedding"] for r in good]).view(np.float16)
-        samples = [r | {"sample_id": r["sample_id"].tobytes()} for r in good]
-        reasons = [r | {"reason": r["status"]} for r in bad]
-        publish_shard(self.store, f"{shard:06d}", vectors, tables.table_of("samples", samples),
-                      tables.table_of("bad", reasons))  # fmt: skip
-        return ShardCounts(shard, len(rows), len(good), len(bad))
-
-
-def publish_shard(
-    store: Store, name: str, vectors: npt.NDArray[np.float16], samples: Any, bad: Any
-) -> None:
-    """Write a shard's files; ``samples/`` is the mark and comes last."""
-    store.write_npy(f"embeddings/{name}.npy", vectors)
-    tables.write_table(store, f"bad/{name}.parquet", "bad", bad)
-    tables.write_table(store, f"samples/{name}.parquet", "samples", samples)
 
 
 @dataclass(frozen=True)

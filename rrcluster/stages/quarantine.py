@@ -20,16 +20,13 @@ from rrcluster.io.images import decoded, iter_raw
 from rrcluster.io.vectors import vector_width
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Bad, Sample, Shard
+from rrcluster.stages.assemble import END, Assembler, Batch, publish_shard
 from rrcluster.stages.embed import (
-    END,
     READ_ROWS,
-    Assembler,
-    Batch,
     columns,
     encode_batch,
     end_row,
     pixel_spec,
-    publish_shard,
     row_of,
 )
 

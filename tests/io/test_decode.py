@@ -204,3 +204,46 @@ def test_thumbnails_fit_and_are_jpeg():
         assert max(small.size) <= 96
     large = Image.open(io.BytesIO(thumbnail(encoded(picture(0, 900, 600), "JPEG"), 96, LIMIT)))
     assert large.size == (96, 64)
+
+
+def noise_in_db(exact: np.ndarray, found: np.ndarray) -> float:
+    """Peak signal-to-noise ratio; 99 for equal pictures."""
+    square = np.square(exact.astype(float) - found).mean()
+    return 10 * np.log10(255**2 / square) if square else 99.0
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size_and_told_with_its_own(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = picture(4, 24, 18).resize((960, 720), Image.Resampling.BICUBIC)
+    content = encoded(smooth, "JPEG", quality=95, exif=exif)
+    exact, *size = decode(content, PixelSpec(64), LIMIT)
+    found, *told = decode(content, PixelSpec(64), LIMIT, margin=2)
+    assert told == size == ([960, 720] if orientation == 1 else [720, 960])
+    assert not np.array_equal(found, exact), "nothing was saved"
+    assert noise_in_db(exact, found) > 40
+    for margin in (0, 12):  # 12 times 64 is more than its shorter side
+        np.testing.assert_array_equal(decode(content, PixelSpec(64), LIMIT, margin)[0], exact)
+    lossless = encoded(smooth, "PNG")
+    whole = decode(lossless, PixelSpec(64), LIMIT)[0]
+    np.testing.assert_array_equal(decode(lossless, PixelSpec(64), LIMIT, margin=2)[0], whole)
+
+
+def test_two_encoders_are_given_enough_pixels_for_the_larger_one():
+    smooth = picture(4, 24, 18).resize((960, 720), Image.Resampling.BICUBIC)
+    content = encoded(smooth, "JPEG", quality=95)
+    both = PixelSpec(16, beside=PixelSpec(400))
+    exact, found = (decode(content, both, LIMIT, margin)[0] for margin in (0, 2))
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_photos_at_a_part_of_their_size_keep_their_pixels_within_the_stated_noise(test_data):
+    files = sorted((test_data / "images").rglob("*.jpg"))[::40]
+    spec, noise = PixelSpec(32), []
+    for content in (f.read_bytes() for f in files):
+        pair = (decode(content, spec, LIMIT, margin)[0] for margin in (0, 3))
+        noise.append(noise_in_db(*pair))
+    changed = [n for n in noise if n < 99]
+    assert len(changed) > len(files) / 4
+    assert np.mean(changed) > 40

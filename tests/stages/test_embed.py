@@ -1,10 +1,15 @@
+import tracemalloc
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from rrcluster.compute import ShardCounts
 from rrcluster.io import tables
 from rrcluster.io.store import Store
-from rrcluster.stages.embed import END, NO_VECTOR, Assembler, columns, encode_batch
+from rrcluster.stages import assemble
+from rrcluster.stages.assemble import END, Assembler
+from rrcluster.stages.embed import NO_VECTOR, columns, encode_batch
 
 
 def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4):
@@ -119,3 +124,43 @@ def test_a_picture_without_a_finite_vector_becomes_a_counted_bad_row(tmp_path) -
         (1, "decode", NO_VECTOR), (2, "decode", NO_VECTOR),
     ]  # fmt: skip
     assert batch["status"][1] == ""  # the batch that was read is as it was: a task may run again
+
+
+def test_a_shard_of_many_rows_is_written_from_a_file_to_the_same_bytes(
+    tmp_path, monkeypatch
+) -> None:
+    n, width, choice = 30_000, 256, np.random.default_rng(0)
+    order = choice.permutation(n)
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for rows in [*np.split(order, 30), order[:50]]:  # the last ones come a second time
+            yield {
+                "shard": np.zeros(len(rows), np.int32), "row": rows.astype(np.int32),
+                "status": np.where(rows % 7 == 0, "decode", "").astype(object),
+                "key": np.array([f"{r}" for r in rows], object),
+                "detail": np.full(len(rows), "", object),
+                "caption": np.array([None if r % 2 else f"{r}" for r in rows], object),
+                "width": rows, "height": rows, "sample_id": np.zeros((len(rows), 16), np.uint8),
+                "embedding": np.repeat(rows[:, None] % 2000, width, 1).astype(np.float16)
+                .view(np.uint8),
+            }  # fmt: skip
+        end = next(iter(rows_of(0, [], [], width)))
+        yield end | {"row": np.array([n])}
+
+    peaks, files = [], []
+    for limit in (1 << 30, 1 << 20):
+        monkeypatch.setattr(assemble, "SPOOLED", limit)
+        store = Store(str(tmp_path / str(limit)))
+        assembler = Assembler(store)
+        tracemalloc.start()
+        counts = [c for batch in batches() for c in assembler.add(batch)]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        good = n - len(range(0, n, 7))
+        assert counts == [ShardCounts(0, n, good, n - good)]
+        files.append(published(store, 0))
+        rows = tables.read_table(store, "samples/000000.parquet")["row"].to_numpy()
+        found = store.read_npy("embeddings/000000.npy")
+        assert np.array_equal(found[:, 0], (rows % 2000).astype(np.float16))
+    assert files[0] == files[1]
+    assert peaks[1] < n * width * 2 < peaks[0]

@@ -5,7 +5,7 @@ from rrcluster.core.keys import KEY_SPAN, row_keys
 from rrcluster.io import tables
 from rrcluster.io.store import Store
 from rrcluster.records import Shard
-from rrcluster.stages.embed import publish_shard
+from rrcluster.stages.assemble import publish_shard
 from rrcluster.stages.run import split_evenly
 from rrcluster.stages.select import LoadBlock, WritePart
 
