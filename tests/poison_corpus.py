@@ -21,10 +21,10 @@ class PoisonCorpus(CorpusSpec):
 
 
 def _fatal(function: Any, bytes_: bytes) -> Any:
-    def wrapped(content: bytes, *rest: Any) -> Any:
+    def wrapped(content: bytes, *rest: Any, **named: Any) -> Any:
         if content == bytes_:
             os.kill(os.getpid(), signal.SIGKILL)
-        return function(content, *rest)
+        return function(content, *rest, **named)
 
     return wrapped
 
