@@ -206,7 +206,7 @@ def _resampled_counts(
         total = total + mass
     pooled = spread / total.clamp_min(1e-12)[:, None, None]
     lengths = lengths_along(tree, leaf, pooled, total, spec.eps2, spec.shrinkage)
-    return [int(found) + 1 for found in lengths.argmin(1)]
+    return [int(found) + 1 for found in (lengths + tree.stay).argmin(1)]
 
 
 def content_hashes(x: Float[Tensor, "n d"]) -> npt.NDArray[np.uint64]:

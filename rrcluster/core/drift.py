@@ -29,6 +29,17 @@ class ReclusterSpec:
     refit: Literal["auto", "never", "always"] = setting(
         "auto", "fit the clusters again: when they no longer fit, never, or each time"
     )
+    refit_start: Literal["model", "scratch"] = setting(
+        "model", "where a refit starts: from the clusters there are, or as a first run does"
+    )
+    refit_nats: float = setting(
+        1.0, "refit_start=model: nats per row that parting or joining clusters must save"
+    )
+    refit_score: float = setting(
+        2.0,
+        "refit_start=model: deviations above its cluster's own rows from which a row's cost gives "
+        "it no say in what stays",
+    )
     on_changed: Literal["error", "skip", "reprocess"] = setting(
         "error", "a shard that changed since it was read: stop, keep the old rows, or read it again"
     )

@@ -100,6 +100,21 @@ def relabelled(forest: Forest, x: Float[Tensor, "n d"], found: Labels) -> Labels
     )
 
 
+@dataclass(frozen=True)
+class Before:
+    """The model that a refit starts from: rows that cost it more than ``score`` deviations above
+    their cluster's own have no say, and the variation of others costs ``nats`` a row."""
+
+    forest: Forest
+    score: float
+    nats: float
+
+    def __call__(self, x: Tensor) -> Int[Tensor, " n"]:
+        """The old finest cluster of each row; −1 for a row without a say."""
+        found = label(self.forest, x)
+        return torch.where(found.outlier > self.score, -1, found.path[:, -1])
+
+
 def levels_for(k: str | int | list[int], estimate: int) -> list[int]:
     """Numbers of clusters from coarse to fine.
 

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rrcluster.core.codes import first_directions, pooled_spread
+from rrcluster.core.stay import Counts, Stay, joined
 
 PRICED = 4  # clusters priced at a time: their matrices stay in a core's cache
 
@@ -78,11 +79,13 @@ def own_lengths(mass: Float[Tensor, " k"], width: int) -> Float[Tensor, " k"]:
 class MergeTree:
     """k leaves are nodes 0..k−1; merge t joins ``pairs[t]`` into node k+t.
 
-    ``lengths[j−1]`` is the total coding length in nats with j clusters, j = 1..k.
+    ``lengths[j−1]`` is the total coding length in nats with j clusters, j = 1..k, of which
+    ``stay[j−1]`` are for differing from the clusters before.
     """
 
     pairs: Int[Tensor, "k_1 2"]
     lengths: Float[Tensor, " k"]
+    stay: Float[Tensor, " k"] | float = 0.0
 
     @property
     def num_leaves(self) -> int:
@@ -96,15 +99,17 @@ def merge_tree(
     neighbours: int = 16,
     shrinkage: float = 100.0,
     workers: int = 1,
+    stay: Stay | None = None,
 ) -> MergeTree:
     """Agglomerate greedily by the change of the rows' length, all the way to one cluster.
 
     Candidates are each cluster's ``neighbours`` most similar ones by the product of their first
     directions, √λ u, and those that its parts had; a merged cluster gets its own. Empty leaves
-    merge first. ``workers`` threads share the work and change nothing.
+    merge first. ``workers`` threads share the work and change nothing. With ``stay``, lengths
+    count what differing from the clusters before costs.
     """
     leaves = (mass.double(), moments.double())
-    return _Agglomeration(*leaves, eps2, neighbours, shrinkage, workers).run()
+    return _Agglomeration(*leaves, eps2, neighbours, shrinkage, workers, stay).run()
 
 
 LeafStatistics = Callable[[int], tuple[Tensor, Tensor]]  # mass (b,), moments (b, e, e) of a leaf
@@ -161,8 +166,12 @@ class _Agglomeration:
         neighbours: int,
         shrinkage: float,
         workers: int,
+        stay: Stay | None,
     ) -> None:
         k = len(mass)
+        self.stay = stay or Stay(({},) * k, 0.0)
+        self.before: list[Counts] = list(self.stay.leaves)  # of each slot
+        self.price = [self.stay.price(counts) for counts in self.before]
         self.k, self.neighbours = k, neighbours
         self.pooled = pooled_spread(mass, moments)
         self.code = (float(mass.sum().clamp_min(1e-12)), eps2, shrinkage)
@@ -190,7 +199,16 @@ class _Agglomeration:
         with_them = [None] * len(parts) if others is None else others.split(PRICED)
         found = self.pool.map(price, zip(parts, with_them, strict=True))
         lengths, first = zip(*found, strict=True)
-        return torch.cat(lengths), torch.cat(first)
+        return torch.cat(lengths) + self._staying(slots, others), torch.cat(first)
+
+    def _staying(self, slots: Tensor, others: Tensor | None) -> Tensor:
+        """What clusters, or their unions with ``others``, cost for differing from those before."""
+        if others is None:
+            found = [self.price[i] for i in slots.tolist()]
+        else:
+            both = zip(slots.tolist(), others.tolist(), strict=True)
+            found = [self.stay.price(joined(self.before[i], self.before[j])) for i, j in both]
+        return torch.tensor(found, dtype=torch.float64)
 
     def run(self) -> MergeTree:
         with self.pool:
@@ -201,6 +219,7 @@ class _Agglomeration:
         pairs = torch.zeros(k - 1, 2, dtype=torch.int64)
         lengths = torch.zeros(k, dtype=torch.float64)
         lengths[k - 1] = self.length.sum() + own_lengths(self.mass, e).sum()
+        stay = torch.full((k,), sum(self.price), dtype=torch.float64)
         if k > 1:
             self._add_candidates(list(range(k)))
         for step in range(k - 1):
@@ -208,12 +227,14 @@ class _Agglomeration:
             pairs[step, 0], pairs[step, 1] = i, j
             slot, gone = self.slot[i], self.slot[j]
             before = own_lengths(self.mass[[slot, gone]], e).sum()
+            apart = self.price[slot] + self.price[gone]
             self._merge(slot, gone, k + step, change)
+            stay[k - 2 - step] = stay[k - 1 - step] + self.price[slot] - apart
             own = own_lengths(self.mass[[slot]], e).sum() - before
             lengths[k - 2 - step] = lengths[k - 1 - step] + change + own
             if step < k - 2:
                 self._add_candidates([slot])
-        return MergeTree(pairs, lengths)
+        return MergeTree(pairs, lengths, stay)
 
     def _best(self) -> tuple[int, int, float]:
         while True:
@@ -229,6 +250,8 @@ class _Agglomeration:
         self.moments[slot] += self.moments[gone]
         self.length[slot] += self.length[gone] + change
         self.first[slot] = first[0]
+        self.before[slot] = joined(self.before[slot], self.before[gone])
+        self.price[slot] = self.stay.price(self.before[slot])
         del self.slot[self.node[slot]], self.slot[self.node[gone]]
         self.node[slot], self.slot[node] = node, slot
         self.alive[gone] = False

@@ -46,8 +46,11 @@ def agree(
     ridge: float,
     rounds: int,
     seed: int,
+    before: Int[Tensor, " m"] | None = None,
 ) -> Agreed:
     """Whiten by neighbours, then ``rounds`` times: cluster smoothed rows, whiten by the clusters.
+
+    With ``before``, the clusters that rows were in (−1: none), clusters found are parts of those.
 
     ``x`` is a bounded sample: raw neighbours are exact, at 2·m²·e operations, and those of later
     features are looked for among ``CANDIDATES`` times as many of them.
@@ -58,7 +61,7 @@ def agree(
     for round in range(rounds + 1):
         z = features_of(features, x)
         s = smoothed(z, nearest_among(z, near, neighbours))
-        labels, found = _partition(s, clusters, seed + round)
+        labels, found = _parts(s, clusters, seed + round, before)
         if round < rounds:
             features = projection.whitened(within_spread(u, labels, found), ridge)
     return Agreed(features, labels, found)
@@ -102,6 +105,22 @@ def smoothed(z: Float[Tensor, "m e"], neighbours: Int[Tensor, "m j"]) -> Float[T
     if neighbours.shape[1] == 0:
         return z
     return F.normalize(z + z[neighbours].mean(1), dim=1)
+
+
+def _parts(
+    s: Float[Tensor, "m e"], clusters: int, seed: int, before: Int[Tensor, " m"] | None
+) -> tuple[Tensor, int]:
+    """A partition within each cluster that there was, into its share of ``clusters`` by rows; rows
+    of none are a cluster of their own here."""
+    if before is None:
+        return _partition(s, clusters, seed)
+    labels, found = torch.zeros_like(before), 0
+    for group in before.unique().tolist():
+        mine = (before == group).nonzero()[:, 0]
+        share = max(1, round(clusters * len(mine) / len(before)))
+        part, count = _partition(s[mine], share, seed)
+        labels[mine], found = found + part, found + count
+    return labels, found
 
 
 def _partition(s: Float[Tensor, "m e"], clusters: int, seed: int) -> tuple[Tensor, int]:

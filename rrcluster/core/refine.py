@@ -24,6 +24,7 @@ from rrcluster.core.codes import (
     with_statistics,
 )
 from rrcluster.core.features import FeatureMap, fit_projection
+from rrcluster.core.forest import Before
 from rrcluster.core.gate import Gate, GateEvent, Step
 from rrcluster.core.head import train_head
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
@@ -89,12 +90,13 @@ def refine(
     least: int = 1,
     start: Refined | None = None,
     on_step: Callable[[Refined], None] | None = None,
+    before: Before | None = None,
 ) -> tuple[CellModel, list[GateEvent]]:
     """Refine the partition of nearest ``centroids``; returns the model and every step tried.
 
     Clusters may empty on the way; a step that leaves fewer than ``least`` is rolled back.
     ``on_step`` is told where the refinement is after each step; from there ``start`` goes on, to
-    the same bits.
+    the same bits. A refit has clusters ``before``, of which it starts from parts.
     """
     probe = Probe.of(shards, spec.probe_rows, spec.probe_neighbours)
     gate = Gate(probe, spec.eps2, on_event, least)
@@ -111,7 +113,7 @@ def refine(
         ):  # a step that did not help is not repeated
             continue
         if step == "agree":
-            new = agreement(shards, centroids, model.features, spec, seed)
+            new = agreement(shards, centroids, model.features, spec, seed, before)
         elif step == "lloyd":
             new = lloyd(shards, model, model.features, spec)
         elif step == "whiten":
@@ -155,12 +157,14 @@ def agreement(
     projection: FeatureMap,
     spec: RefineSpec,
     seed: int,
+    before: Before | None = None,
 ) -> CellModel:
     """Codes of the partition on which neighbours agree, in features whitened by them."""
     sample = shards.head(spec.agree_rows)
     found = agree(
-        sample, projection, len(centroids), spec.neighbours, spec.ridge, spec.agreements, seed
-    )
+        sample, projection, len(centroids), spec.neighbours, spec.ridge, spec.agreements, seed,
+        None if before is None else before(sample),
+    )  # fmt: skip
     mass, moments = sum_by_label(features_of(found.features, sample), found.labels, found.clusters)
     codes = fit_codes(mass, moments, spec.eps2, spec.rank, spec.shrinkage)
     return _refit(shards, CellModel(found.features, codes), found.features, spec)

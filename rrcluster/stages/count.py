@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -22,11 +22,12 @@ from rrcluster.core.count import (
 )
 from rrcluster.core.criteria import criteria
 from rrcluster.core.features import FeatureMap
-from rrcluster.core.forest import Forest, levels_for, nested_paths
+from rrcluster.core.forest import Before, Forest, levels_for, nested_paths
 from rrcluster.core.hierarchy import Seeds
 from rrcluster.core.model import CellModel
 from rrcluster.core.novelty import Novel
 from rrcluster.core.shards import MemoryShards, Shards
+from rrcluster.core.stay import Stay, counted
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
 from rrcluster.stages.levels import PATHS
@@ -41,16 +42,24 @@ CALIBRATION_ROWS = 50_000  # that the largest cell's share is taken from
 
 
 def count(
-    run: Run, shards: Shards, seeds: Seeds, models: list[CellModel], progress: Progress
-) -> None:
-    """Merge the leaves by coding length, choose the levels, and publish the forest."""
+    run: Run, shards: Shards, seeds: Seeds, models: list[CellModel], progress: Progress,
+    start: Before | None = None,
+) -> None:  # fmt: skip
+    """Merge the leaves by coding length, choose the levels, and publish the forest.
+
+    A refit ``start``s from clusters, which stay whole unless parting or joining them pays.
+    """
     progress("count", 0, None, "merging leaves by coding length")
     spec, asked = run.config.count, run.config.k
     space = MergeSpace.of(shards, seeds.cells, tuple(models), spec, run.config.seed)
     rows = LeafRows.of(shards, space, spec.replicates)
     leaves = rows.moments()
     code = (spec.eps2, spec.neighbours, spec.shrinkage)
-    tree = merge_tree(leaves.mass, leaves.moments, *code, shards.workers)
+    stay = None
+    if start is not None:
+        parts = shards.map(CountStaying(space, start))
+        stay = Stay.of(parts, space.num_leaves, start.nats)
+    tree = merge_tree(leaves.mass, leaves.moments, *code, shards.workers, stay)
     found = estimate(tree)
     low, high = bootstrap_range(tree, bootstrap_counts(tree, rows, spec, shards.workers))
     del rows
@@ -90,6 +99,17 @@ def count(
     progress(
         "count", 1, 1, f"{found} clusters (range {low} to {high}), levels {chosen}", clusters=found
     )
+
+
+@dataclass(frozen=True)
+class CountStaying:
+    """Map: rows of a block by their leaf and the cluster that they were in."""
+
+    space: MergeSpace
+    before: Before
+
+    def __call__(self, x: torch.Tensor) -> dict[tuple[int, int], int]:
+        return counted(self.space.leaf(x), self.before(x))
 
 
 def temperature_of(forest: Forest, shards: Shards) -> float:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.core.forest import Before
 from rrcluster.io import tally
 from rrcluster.io.tally import Tally
 from rrcluster.stages.count import CURVE, FOREST, count
@@ -22,10 +23,16 @@ from rrcluster.stages.select import INDEX, LoadBlock
 from rrcluster.stages.tensors import read_tensors
 
 
-def fit(run: Run, compute: Compute, record: Record, progress: Progress) -> None:
-    """Run seed, refine and count in the coordinator, and record each."""
+def fit(
+    run: Run,
+    compute: Compute,
+    record: Record,
+    progress: Progress,
+    start: Before | None = None,
+) -> None:
+    """Run seed, refine and count in the coordinator, and record each; a refit has a ``start``."""
     try:
-        found = compute.coordinate(Fit(run), progress)
+        found = compute.coordinate(Fit(run, start), progress)
     except BaseException:
         marks = {"seed": SEEDS, "refine": HISTORY, "count": FOREST}
         record.stage_failed(next((n for n, m in marks.items() if not run.store.exists(m)), "count"))
@@ -41,6 +48,7 @@ class Fit:
     """The task that a coordinator runs; answers with (seconds, counts, moved) of each stage."""
 
     run: Run
+    start: Before | None = None
 
     def __call__(self, compute: Compute, progress: Progress) -> dict[str, tuple[float, Any, Tally]]:
         store, clock = self.run.store, time.monotonic
@@ -50,9 +58,9 @@ class Fit:
             with compute.hold(LoadBlock.of(self.run), index["blocks"]) as shards:
                 seeds = seed(self.run, compute, shards, progress)
                 times[1:], moved[1:] = [clock()] * 3, [tally.total()] * 3
-                models = refine_cells(self.run, compute, shards, seeds, progress)
+                models = refine_cells(self.run, compute, shards, seeds, progress, self.start)
                 times[2:], moved[2:] = [clock()] * 2, [tally.total()] * 2
-                count(self.run, shards, seeds, models, progress)
+                count(self.run, shards, seeds, models, progress, self.start)
                 times[3], moved[3] = clock(), tally.total()
         seconds = [b - a for a, b in pairwise(times)]
         parts = [b - a for a, b in pairwise(moved)]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rrcluster.compute import Compute, Progress
 from rrcluster.config import Config
 from rrcluster.core.drift import Drift, Moved, against_history, drift, moved, reasons
+from rrcluster.core.verdict import Verdict
 from rrcluster.io import tables
 from rrcluster.io.current import COMMITS, Current, current, manifest, manifest_name
 from rrcluster.io.lease import Lease, lease
@@ -30,7 +31,7 @@ from rrcluster.stages.between_fits import look_between_fits
 from rrcluster.stages.count import read_forest
 from rrcluster.stages.drift import fitted_sums, new_sums
 from rrcluster.stages.embed import embed
-from rrcluster.stages.refit import Ids, refit, since_increment
+from rrcluster.stages.refit import Ids, fit_again, refit, since_increment
 from rrcluster.stages.run import Record, Run, existing_run
 from rrcluster.stages.write import assignments_folder, cluster_ids, write_clusters, write_rows
 
@@ -182,11 +183,16 @@ def _add(
     left = tuple(s for s in now.shards if s.index not in set(content["replaced"]))
     every = (*left, *plan.shards)
     if again:
-        done = refit(
-            Run(store, run.config, every), now, number, total,
-            Ids(tuple(ids), content["next_id"]), compute, record, progress,
-        )  # fmt: skip
-        content |= done.content | {"fitted_rows": total}
+        tried = fit_again(
+            Run(store, run.config, every), now, number, total, compute, record, progress
+        )
+        content["fitted_rows"] = total  # also if it is not adopted: no such fit every night
+        again = tried.verdict.better or spec.refit == "always"
+        _tell_verdict(facts, tried.verdict, again)
+    if again:
+        ids_before = Ids(tuple(ids), content["next_id"])
+        done = refit(tried, now, number, ids_before, compute, progress)
+        content |= done.content
         facts["refit"] = done.facts
         if done.facts["churn"] > spec.max_churn:
             log.warning("the refit gave %.0f %% of the rows another id", 100 * done.facts["churn"])
@@ -292,6 +298,18 @@ def _facts(
     }
 
 
+def _tell_verdict(facts: dict[str, Any], verdict: Verdict, adopted: bool) -> None:
+    if verdict.better:
+        said = "the new fit is better and was adopted"
+    elif adopted:
+        said = "the new fit is not better, and was adopted as recluster.refit=always asks for it"
+    else:
+        said = "the new fit is not better: the model stays, with what it opens"
+        facts["decision"] += f"; {said}"
+    facts["words"].append(f"{said} ({verdict.words})")
+    facts["refit"] = {"adopted": adopted, **verdict.facts}
+
+
 def _history(whole: Record, found: Drift, plan: Plan) -> list[str]:
     """This increment beside those since the last fit, in words."""
     if not plan.shards:
@@ -299,7 +317,8 @@ def _history(whole: Record, found: Drift, plan: Plan) -> list[str]:
     earlier: list[dict[str, Any]] = []
     for name, part in sorted(whole.content.get("increments", {}).items()):
         if int(name) < plan.increment and "drift" in part and part["rows"]:
-            earlier = [] if part["refit"] else [*earlier, part["drift"]]
+            fitted = part["refit"] and part["refit"].get("adopted", True)
+            earlier = [] if fitted else [*earlier, part["drift"]]
     return [
         against_history(
             "cluster shares moved by", found.distance, [e["distance"] for e in earlier]

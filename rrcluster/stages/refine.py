@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.core.forest import Before
 from rrcluster.core.gate import GateEvent
 from rrcluster.core.hierarchy import Seeds, whole_blocks
 from rrcluster.core.model import CellModel
@@ -23,11 +24,12 @@ HISTORY = "model/refine/history.json"
 
 
 def refine_cells(
-    run: Run, compute: Compute, shards: Shards, seeds: Seeds, progress: Progress
-) -> list[CellModel]:
+    run: Run, compute: Compute, shards: Shards, seeds: Seeds, progress: Progress,
+    start: Before | None = None,
+) -> list[CellModel]:  # fmt: skip
     """Refine each subtree. One cell runs on the held blocks; many run in parallel, each whole."""
     cells = len(seeds.cells)
-    work = RefineCell(run, seeds)
+    work = RefineCell(run, seeds, start)
     if cells == 1:
         work.publish(0, shards, progress)
     else:
@@ -47,6 +49,7 @@ class RefineCell:
 
     run: Run
     seeds: Seeds
+    start: Before | None = None
 
     def __call__(self, cell: int) -> int:
         rows = rows_of_cell(self.run.store, cell)
@@ -77,6 +80,7 @@ class RefineCell:
         model, events = refine(
             shards, seeds, spec, self.run.config.seed, (cell,), report, least,
             read_steps(store, cell), lambda so_far: write_steps(store, cell, so_far),
+            self.start,
         )  # fmt: skip
         store.write_json(
             _history_name(cell), [{"cell": cell} | dataclasses.asdict(e) for e in events]

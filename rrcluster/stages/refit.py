@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from rrcluster.compute import Compute, Progress
 from rrcluster.core.drift import changes, matched
-from rrcluster.core.forest import Forest, label
+from rrcluster.core.forest import Before, Forest, label
+from rrcluster.core.verdict import Verdict
 from rrcluster.io import tables
 from rrcluster.io.current import Current
 from rrcluster.stages.caption import caption
@@ -23,6 +24,7 @@ from rrcluster.stages.fit import fit
 from rrcluster.stages.names import read_names
 from rrcluster.stages.run import Record, Run
 from rrcluster.stages.select import INDEX, LoadBlock, select
+from rrcluster.stages.verdict import judged
 from rrcluster.stages.write import IDS, write_clusters, write_rows
 
 Overlap = npt.NDArray[np.float64]
@@ -37,6 +39,17 @@ class Ids:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """A new fit on rows of ``again``'s shards, beside the model before; nobody reads it yet."""
+
+    again: Run
+    part: Record
+    old: Forest
+    new: Forest
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
 class Refitted:
     """What the commit says of the refit, and what the record does."""
 
@@ -44,42 +57,53 @@ class Refitted:
     facts: dict[str, Any]
 
 
-def refit(
+def fit_again(
     run: Run,
     now: Current,
     number: int,
     rows: int,
-    ids: Ids,
     compute: Compute,
     record: Record,
     progress: Progress,
-) -> Refitted:
-    """Fit ``rows`` rows of the run's shards, keep ids by overlap, write everything anew beside."""
-    version = f"versions/increment={number:05d}"
-    store = run.store.with_folder("model", f"{version}/model")
+) -> Fitted:
+    """Fit on the run's shards, which hold ``rows`` rows, and judge the result."""
+    store = run.store.with_folder("model", f"{_version(number)}/model")
     again = Run(store, run.config, run.shards)
     part = Record(store, {"stages": {}, "reconciliation": {"embedded": rows}}, record)
     record.content["fit"] = part.content
     select(again, compute, part, progress)
-    fit(again, compute, part, progress)
-    old, new = read_forest(now.store), read_forest(store)
+    old, spec = read_forest(now.store), run.config.recluster
+    warm = spec.refit_start == "model" and run.config.seeding.hierarchy == "top_down"
+    start = Before(old, spec.refit_score, spec.refit_nats) if warm else None
+    fit(again, compute, part, progress, start)
+    new = read_forest(store)
+    return Fitted(again, part, old, new, judged(again, compute, old, new))
+
+
+def refit(
+    fitted: Fitted, now: Current, number: int, ids: Ids, compute: Compute, progress: Progress
+) -> Refitted:
+    """Keep ids by overlap, and write everything anew beside what there is."""
+    again, part, old, new = fitted.again, fitted.part, fitted.old, fitted.new
+    store, version = again.store, _version(number)
+    rows = part.content["reconciliation"]["embedded"]
     blocks = list(range(store.read_json(INDEX)["blocks"]))
     work = CountBoth(LoadBlock.of(again), old, new)
     pairs: Overlap = np.sum([found for _, found in compute.map(work, blocks)], axis=0)
     overlaps = per_level(pairs, old, new)
-    chosen, unused = _choose(overlaps, ids, new, run.config.recluster.min_overlap)
+    chosen, unused = _choose(overlaps, ids, new, again.config.recluster.min_overlap)
     store.write_json(IDS, [level.tolist() for level in chosen])
     caption(again, compute, part, progress)
     folder = f"{version}/assignments"
     with part.stage("write") as counts:
         sizes = write_rows(again, compute, progress, rows, folder)
-        counts |= {"shards": len(run.shards), "rows": int(sizes.sum())}
+        counts |= {"shards": len(again.shards), "rows": int(sizes.sum())}
     known = {i for level in ids.levels for i in level.tolist()}
     since = since_increment(now) | {
         int(i): number for level in chosen for i in level if int(i) not in known
     }
     write_clusters(store, new, read_names(store), sizes, f"{version}/clusters", since)
-    kinds = _write_map(run, number, overlaps, ids, chosen)
+    kinds = _write_map(again, number, overlaps, ids, chosen)
     kept = sum(
         float(overlaps[-1][i, j])
         for i, old_id in enumerate(ids.levels[-1])
@@ -94,8 +118,17 @@ def refit(
             "aside": None,
             "next_id": unused,
         },
-        {"kinds": kinds, "churn": round(1 - kept / max(float(pairs.sum()), 1.0), 6)},
+        {
+            "kinds": kinds,
+            "churn": round(1 - kept / max(float(pairs.sum()), 1.0), 6),
+            "adopted": True,
+            **fitted.verdict.facts,
+        },
     )
+
+
+def _version(number: int) -> str:
+    return f"versions/increment={number:05d}"
 
 
 @dataclass(frozen=True)

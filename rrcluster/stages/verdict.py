@@ -1,0 +1,83 @@
+"""verdict: a refit beside the model before it, on the fit's rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rrcluster.compute import Compute, in_order
+from rrcluster.core.count import LeafMoments
+from rrcluster.core.features import FeatureMap
+from rrcluster.core.forest import Forest, label
+from rrcluster.core.model import features_of
+from rrcluster.core.novelty import Known
+from rrcluster.core.probe import Probe
+from rrcluster.core.verdict import Verdict
+from rrcluster.stages.count import read_space
+from rrcluster.stages.novelty import MOST_NUMBERS
+from rrcluster.stages.run import Run
+from rrcluster.stages.select import INDEX, LoadBlock
+
+
+def judged(again: Run, compute: Compute, old: Forest, new: Forest) -> Verdict:
+    """``again`` holds the new fit, and its rows."""
+    load, spec = LoadBlock.of(again), again.config.refine
+    work = JudgeProbe(load, old, new, spec.probe_rows, spec.probe_neighbours)
+    [(rows, *consistency)] = [found for _, found in compute.map(work, [0])]
+    return Verdict((consistency[0], consistency[1]), rows, _lengths(again, compute, old, new))
+
+
+@dataclass(frozen=True)
+class JudgeProbe:
+    """Map: the first rows of the fit, and the consistency of both models on them."""
+
+    load: LoadBlock
+    old: Forest
+    new: Forest
+    rows: int
+    neighbours: int
+
+    def __call__(self, _: int) -> tuple[int, float, float]:
+        parts: list[Tensor] = []
+        for block in range(self.load.blocks):
+            if sum(len(x) for x in parts) < self.rows:
+                parts.append(self.load(block))
+        x = torch.cat(parts)[: self.rows]
+        probe = Probe.of_rows(x, self.neighbours)
+        old, new = (label(forest, x).path[:, -1] for forest in (self.old, self.new))
+        return len(x), probe.consistency(old), probe.consistency(new)
+
+
+@dataclass(frozen=True)
+class DescribeBoth:
+    """Map: the rows of one fit block by their finest clusters in both models, and features."""
+
+    load: LoadBlock
+    old: Forest
+    new: Forest
+    space: FeatureMap
+
+    def __call__(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.load(block)
+        old, new = (label(forest, x).path[:, -1] for forest in (self.old, self.new))
+        return old, new, features_of(self.space, x)
+
+
+def _lengths(again: Run, compute: Compute, old: Forest, new: Forest) -> tuple[float, float] | None:
+    """Nats per row of both partitions, in the new model's features."""
+    space, code = read_space(again.store), again.config.count
+    sizes = [forest.clusters_per_level[-1] for forest in (old, new)]
+    if space is None or sum(sizes) * space.width**2 > MOST_NUMBERS:
+        return None
+    sums = [LeafMoments.none(k, space.width) for k in sizes]
+    work = DescribeBoth(LoadBlock.of(again), old, new, space)
+    blocks = int(again.store.read_json(INDEX)["blocks"])
+    for *labels, z in in_order(compute.map(work, list(range(blocks)))):
+        for part, mine in zip(sums, labels, strict=True):
+            part.add(z, mine)
+    known = [Known(s.mass, s.moments, code.eps2, code.shrinkage) for s in sums]
+    rows = float(sums[0].mass.sum())
+    before, after = (float(k.lengths(k.mass, k.moments, rows).sum()) / rows for k in known)
+    return before, after
