@@ -107,6 +107,15 @@ def smoothed(z: Float[Tensor, "m e"], neighbours: Int[Tensor, "m j"]) -> Float[T
     return F.normalize(z + z[neighbours].mean(1), dim=1)
 
 
+def seeds_within(
+    x: Float[Tensor, "m d"], clusters: int, seed: int, before: Int[Tensor, " m"]
+) -> Float[Tensor, "k d"]:
+    """Means of parts of the clusters that rows were ``before`` in: where a refit starts."""
+    labels, found = _parts(F.normalize(x.float(), dim=1), clusters, seed, before)
+    means = torch.zeros(found, x.shape[1]).index_add_(0, labels, x.float())
+    return means / torch.bincount(labels, minlength=found)[:, None]
+
+
 def _parts(
     s: Float[Tensor, "m e"], clusters: int, seed: int, before: Int[Tensor, " m"] | None
 ) -> tuple[Tensor, int]:

@@ -28,7 +28,7 @@ from rrcluster.core.forest import Before
 from rrcluster.core.gate import Gate, GateEvent, Step
 from rrcluster.core.head import train_head
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
-from rrcluster.core.neighbours import agree
+from rrcluster.core.neighbours import agree, seeds_within
 from rrcluster.core.probe import Probe
 from rrcluster.core.shards import Shards
 from rrcluster.core.tiles import by_tiles
@@ -102,6 +102,9 @@ def refine(
     gate = Gate(probe, spec.eps2, on_event, least)
     if start is None:
         projection = fit_projection(shards, spec.width)
+        if before is not None:
+            sample = shards.head(spec.agree_rows)
+            centroids = seeds_within(sample, len(centroids), seed, before(sample))
         model = CellModel(projection, CentroidCodes.of(centroids))
     else:
         model, gate.events = start.model, list(start.events)
@@ -121,7 +124,8 @@ def refine(
         else:
             features = learned(shards, model, spec, seed, (*path, "refine", round))
             new = lloyd(shards, model, features, spec)
-        model = gate.judge(round, step, model, new)
+        trusted = step == "agree" and before is not None
+        model = gate.judge(round, step, model, new, trusted)
         if on_step is not None:
             on_step(Refined(model, tuple(gate.events)))
     return finish(shards, model), gate.events

@@ -1,10 +1,14 @@
 """Increments on real CLIP vectors and photos: quality, forgetting, ids, novelty, and what is read.
 
-    python tests/benchmarks/recluster.py [--quick] [--sets NAME ...] [--parts N ...] --json FILE
+    python tests/benchmarks/recluster.py [--quick] [--sets NAME ...] [--parts N ...]
+                                         [--seeds N ...] [--auto] --json FILE
 
 A fifth of the classes is held out of the first run. Their rows, with a third of the other classes'
 rows, come later, in 1, 5 or 20 increments of shuffled shards, without a refit and with one at the
-last. The run on everything is the yardstick. Labels only score. ``photos`` are the pictures of
+last, from the clusters there are and from scratch. The run on everything is the yardstick. Rows of
+old classes get another id one by one, or because their cluster ended as a whole: the first run is
+asked for as many clusters as all classes, so halves of old ones must join when new ones come.
+``--auto`` leaves the number to the job. Labels only score. ``photos`` are the pictures of
 caltech101, read and embedded by a small image network. Needs the folder of real vectors
 (RRCLUSTER_TEST_DATA, or shared/data beside the repository).
 """
@@ -83,9 +87,10 @@ class Photos:
 class Corpus:
     """A folder of shards that grows; labels are found again by (shard, row)."""
 
-    def __init__(self, rows: Vectors | Photos, folder: Path, k: int) -> None:
+    def __init__(self, rows: Vectors | Photos, folder: Path, k: int | str) -> None:
         self.rows, self.folder, self.k = rows, folder, k
         self.run_dir, self.first = folder / "run", folder / "first-run"
+        self.grown = folder / "grown-run"
         self.labels: list[np.ndarray] = []
         (folder / "corpus").mkdir(parents=True)
 
@@ -110,8 +115,18 @@ class Corpus:
             path.unlink()
         del self.labels[1:]
 
-    def recluster(self, refit: str) -> dict[str, Any]:
-        config = load(self.settings(f"recluster.refit={refit}"))
+    def keep(self) -> None:
+        """Remember the run as it is."""
+        shutil.rmtree(self.grown, ignore_errors=True)
+        shutil.copytree(self.run_dir, self.grown)
+
+    def back(self) -> None:
+        """To the run that was remembered."""
+        shutil.rmtree(self.run_dir)
+        shutil.copytree(self.grown, self.run_dir)
+
+    def recluster(self, *settings: str) -> dict[str, Any]:
+        config = load(self.settings(*settings))
         return recluster(config, lambda: InProcessCompute(), silent).facts
 
     def assigned(self) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +145,7 @@ def scores(y: np.ndarray, ids: np.ndarray) -> dict[str, float]:
     return {"acc": accuracy(table), "nmi": nmi(table), "ari": ari(table)}
 
 
-def measure(name: str, increments: tuple[int, ...], seed: int) -> Iterator[dict]:
+def measure(name: str, increments: tuple[int, ...], seed: int, auto: bool) -> Iterator[dict]:
     kind = Photos if name == "photos" else Vectors
     rows = kind(vectors_folder(), name)
     y = rows.y
@@ -138,24 +153,28 @@ def measure(name: str, increments: tuple[int, ...], seed: int) -> Iterator[dict]
     choice = np.random.default_rng(seed)
     held_out = choice.permutation(k)[: max(1, k // 5)]
     late = np.isin(y, held_out) | (choice.random(len(y)) < LATER)
+    asked_for = "auto" if auto else k
     order = choice.permutation(np.flatnonzero(late))
     pieces = np.array_split(order, SHARDS)
 
     def row(case: str, metric: str, value: float, unit: str, **params: Any) -> dict[str, Any]:
         return {
-            "bench": "recluster", "system": "rrcluster", "case": f"{name}, {case}",
+            "bench": "recluster", "system": "rrcluster", "case": f"{name}{', auto' * auto}, {case}",
             "metric": metric, "value": round(float(value), 4), "unit": unit,
-            "params": {"n": len(y), "k": k, "held_out": len(held_out), "seed": seed, **params},
+            "params": {
+                "n": len(y), "k": k, "asked": asked_for, "held_out": len(held_out), "seed": seed,
+                **params,
+            },
         }  # fmt: skip
 
     with TemporaryDirectory() as scratch:
-        whole = Corpus(rows, Path(scratch, "whole"), k)
+        whole = Corpus(rows, Path(scratch, "whole"), asked_for)
         whole.add(np.arange(len(y)))
         whole.cluster()
         best = scores(*whole.assigned())
         for metric, value in best.items():
             yield row("one run on everything", metric, value, "0..1")
-        corpus = Corpus(rows, Path(scratch, "grown"), k)
+        corpus = Corpus(rows, Path(scratch, "grown"), asked_for)
         corpus.add(np.flatnonzero(~late))
         corpus.cluster()
         for parts in increments:
@@ -167,7 +186,7 @@ def measure(name: str, increments: tuple[int, ...], seed: int) -> Iterator[dict]
             for number, group in enumerate(np.array_split(np.arange(SHARDS), parts), 1):
                 for piece in group:
                     corpus.add(pieces[piece])
-                facts = corpus.recluster("never")
+                facts = corpus.recluster("recluster.refit=never")
                 new = sum(len(pieces[piece]) for piece in group)
                 read += facts["rows"]
                 yield row(case, "rows embedded over new rows", facts["rows"] / new, "ratio",
@@ -191,15 +210,32 @@ def measure(name: str, increments: tuple[int, ...], seed: int) -> Iterator[dict]
             changed = (first != ids[: len(first)]).mean()
             yield row(f"{case}, no refit", "first rows with another id", changed, "0..1")
             yield row(case, "refit asked for", bool(facts["reasons"]), "0/1")
-            was = ids
-            corpus.recluster("always")
-            labels, ids = corpus.assigned()
-            for metric, value in scores(labels, ids).items():
-                yield row(f"{case}, refit", metric, value, "0..1")
-                yield row(f"{case}, refit", f"{metric} gap", best[metric] - value, "0..1")
-            kept = ~np.isin(labels, held_out)
-            changed = float((was[kept] != ids[kept]).mean())
-            yield row(f"{case}, refit", "rows of old classes with another id", changed, "0..1")
+            corpus.keep()
+            for start in ("model", "scratch"):
+                corpus.back()
+                yield from refitted(
+                    corpus, f"{case}, refit from {start}", start, held_out, best, row
+                )
+
+
+def refitted(
+    corpus: Corpus, case: str, start: str, held_out: np.ndarray, best: dict[str, float], row: Any
+) -> Iterator[dict]:
+    """Quality after a refit, whether the job would have adopted it, and what became of ids."""
+    _, was = corpus.assigned()
+    facts = corpus.recluster("recluster.refit=always", f"recluster.refit_start={start}")
+    labels, ids = corpus.assigned()
+    for metric, value in scores(labels, ids).items():
+        yield row(case, metric, value, "0..1")
+        yield row(case, f"{metric} gap", best[metric] - value, "0..1")
+    yield row(case, "clusters", len(set(ids)), "clusters")
+    before, after = facts["refit"]["consistency"]
+    yield row(case, "neighbours agree more by", after - before, "0..1")
+    yield row(case, "would be adopted", "fit is better" in " ".join(facts["words"]), "0/1")
+    kept = ~np.isin(labels, held_out)
+    other, ended = (was != ids)[kept], ~np.isin(was, ids)[kept]
+    yield row(case, "rows of old classes with another id", other.mean(), "0..1")
+    yield row(case, "of these in clusters that live on", (other & ~ended).mean(), "0..1")
 
 
 def main() -> None:
@@ -207,16 +243,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two sets, one increment and five")
     parser.add_argument("--sets", nargs="+", choices=SETS, help="all")
     parser.add_argument("--parts", nargs="+", type=int, help="increments: 1, 5 and 20")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of classes and rows")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of classes and rows")
+    parser.add_argument("--auto", action="store_true", help="k=auto instead of the true number")
     parser.add_argument("--json", required=True, help="file for the figures")
     options = parser.parse_args()
     increments = tuple(options.parts or ((1, 5) if options.quick else (1, 5, 20)))
     rows = []
     for name in options.sets or (QUICK if options.quick else SETS):
-        for found in measure(name, increments, options.seed):
-            rows.append(found)
-            print(f"{found['case']:40s} {found['metric']:36s} {found['value']:8.3f}", flush=True)
-            Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+        for seed in options.seeds:
+            for found in measure(name, increments, seed, options.auto):
+                rows.append(found)
+                words = f"{found['case']:44s} {found['metric']:36s} {found['value']:8.3f}"
+                print(words, flush=True)
+                Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
