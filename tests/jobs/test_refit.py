@@ -1,0 +1,70 @@
+"""A refit starts from the clusters there are, and is adopted when it is better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_novelty import everything, grow, rows_of
+
+from rrcluster.compute import silent
+from rrcluster.config import load
+from rrcluster.core.verdict import Verdict
+from rrcluster.io.current import current
+from rrcluster.io.store import Store
+from rrcluster.local import InProcessCompute
+from rrcluster.stages import refit
+from rrcluster.stages.recluster import recluster
+from rrcluster.stages.report import report
+from rrcluster.stages.run import existing_run
+
+
+def again(folder: Path, *settings: str) -> dict:
+    words = [f"run_dir={folder / 'run'}", "compute=in_process", *settings]
+    return recluster(load(words), lambda: InProcessCompute(), silent).facts
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "corpus").mkdir()
+    grow(tmp_path, "shard", np.concatenate([rows_of(i, 60, i) for i in range(4)]))
+    return tmp_path
+
+
+def add(folder: Path, number: int, concept: int) -> None:
+    np.save(folder / f"corpus/{number}.npy", rows_of(concept, 40, 50 + number))
+
+
+def test_old_clusters_keep_every_row_and_its_id_when_a_refit_brings_a_new_one(run) -> None:
+    before = {(r["shard"], r["row"]): r["level_1"] for r in everything(run)}
+    add(run, 1, 8)
+    facts = again(run, "recluster.refit=always")
+    after = {(r["shard"], r["row"]): r["level_1"] for r in everything(run)}
+    assert facts["refit"]["adopted"]
+    kept = [before[i] == after[i] for i in before]
+    assert np.mean(kept) > 0.7  # k stays 4 for five concepts: one cluster at most gives way
+    ended = set(before.values()) - set(after.values())
+    assert all(before[i] in ended for i in before if before[i] != after[i])
+
+
+def test_a_fit_that_is_not_better_is_told_and_left_unless_it_is_asked_for(run, monkeypatch) -> None:
+    worse = Verdict((0.9, 0.8), 100, (20.0, 19.0))
+    monkeypatch.setattr(refit, "judged", lambda *_: worse)
+    add(run, 1, 0)
+    facts = again(run, "recluster.max_growth=1.05")
+    assert facts["refit"] == {"adopted": False, **worse.facts}
+    assert "not better: the model stays" in facts["decision"]
+    assert any("0.900 → 0.800" in words for words in facts["words"])
+    now = current(Store(str(run / "run")))
+    assert (now.content["model"], now.content["fitted_rows"]) == (None, 280)
+    assert len(everything(run)) == 280
+    report(*existing_run(load([f"run_dir={run / 'run'}"])), silent)
+    assert "the model stays" in (run / "run/report/index.html").read_text()
+    add(run, 2, 1)
+    facts = again(run, "recluster.max_growth=1.5")  # of the rows of the fit that was tried
+    assert facts["refit"] is None
+    facts = again(run, "recluster.refit=always")
+    assert facts["refit"]["adopted"]
+    assert any("adopted as recluster.refit=always" in words for words in facts["words"])
+    assert current(Store(str(run / "run"))).content["model"]
