@@ -54,7 +54,7 @@ class ReclusterSpec:
     )
     novelty_rows: int = setting(16, "distinct rows set aside that a new cluster needs")
     novelty_sure_rows: int = setting(
-        64, "rows that open a cluster at once; fewer must pass in two increments"
+        32, "rows that open a cluster at once; fewer must pass in two increments"
     )
     novelty_gain: float = setting(0.5, "nats per row that a new cluster must save")
     novelty_times: float = setting(

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from job_fixtures import SMALL, record
+from growing import everything, grow, rows_of
+from job_fixtures import record
 
-from pipelines.cluster import cluster
 from rrcluster.compute import silent
 from rrcluster.config import load
 from rrcluster.core.regroup import Regrouping
@@ -22,41 +22,6 @@ from rrcluster.stages import between_fits
 from rrcluster.stages.recluster import recluster
 from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
-
-WIDTH = 24
-
-
-def rows_of(concept: int, count: int, seed: int, beside: float = 0.0) -> np.ndarray:
-    x = (
-        np.eye(WIDTH)[concept]
-        + beside * np.eye(WIDTH)[concept + 1]
-        + 0.07 * np.random.default_rng(seed).normal(size=(count, WIDTH))
-    )
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
-
-
-def grow(folder: Path, layout: str, *shards: np.ndarray, k: str = "[2,4]") -> dict:
-    number = len(list((folder / "corpus").glob("*.npy")))
-    for i, x in enumerate(shards, number):
-        np.save(folder / "corpus" / f"{i}.npy", x)
-    settings = [f"run_dir={folder / 'run'}", "compute=in_process", "recluster.refit=never"]
-    if number == 0:
-        made = ["corpus.format=embeddings", f"corpus.uri={folder / 'corpus'}", f"k={k}", *SMALL]
-        texts = folder / "texts.npz"
-        names = [f"concept {i}" for i in range(WIDTH)]
-        np.savez(texts, x=np.eye(WIDTH, dtype=np.float32), name=np.array(names))
-        made += [f"encoder.text={texts}"]
-        made += ["refine.rounds=0", "recluster.novelty_rows=12", f"write.partition_by={layout}"]
-        cluster(load([*settings[:2], *made]), silent)
-        return {}
-    return recluster(load(settings), lambda: InProcessCompute(), silent).facts
-
-
-def everything(folder: Path) -> list[dict]:
-    now = current(Store(str(folder / "run")))
-    columns = ["shard", "row", "level_0", "level_1", "confidence", "outlier"]
-    found = pa.concat_tables(now.batches(columns)).to_pylist()
-    return sorted(found, key=lambda r: (r["shard"], r["row"]))
 
 
 @pytest.mark.parametrize("layout", ["shard", "cluster"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_novelty import everything, grow, rows_of
+from growing import everything, grow, rows_of
 
 from rrcluster.compute import silent
 from rrcluster.config import load
