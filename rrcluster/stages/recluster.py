@@ -36,6 +36,7 @@ from rrcluster.stages.run import Record, Run, existing_run
 from rrcluster.stages.write import assignments_folder, cluster_ids, write_clusters, write_rows
 
 log = logging.getLogger("rrcluster")
+PATIENCE = 1.25  # rows now per row at a fit that was not adopted, before the next is tried
 FAR = 2.0  # times what chance gives: a mean that moved so far is told in words
 SHOWN = 20  # clusters that changed most, in the record
 
@@ -165,7 +166,12 @@ def _add(
     base = now.content.get("fitted_rows", int(_sizes(now, ids[-1]).sum()))
     spec = run.config.recluster
     why = reasons(found, total / max(base, 1), spec.max_distance, spec.max_growth)
-    again = spec.refit == "always" or (spec.refit == "auto" and bool(why))
+    refused = now.content.get("refused_rows")
+    waits = spec.refit == "auto" and refused is not None and total < PATIENCE * refused
+    again = spec.refit == "always" or (spec.refit == "auto" and bool(why) and not waits)
+    kept_by = f"recluster.refit={spec.refit}"
+    if waits:
+        kept_by += f": a fit of {refused} rows was not better; the next waits for more rows"
     content: dict[str, Any] = {
         "increment": number,
         "assignments": [{"increment": i, "written": w, "folder": f} for i, w, f in now.folders],
@@ -176,9 +182,10 @@ def _add(
         "aside": now.content.get("aside"),
         "next_id": now.content.get("next_id", _next_id(now)),
         "fitted_rows": base,
+        "refused_rows": refused,
         "clusters": f"versions/increment={number:05d}/clusters",
     }
-    facts = _facts(plan, found, moved(fitted, added), why, spec.refit, again, ids[-1], embedded)
+    facts = _facts(plan, found, moved(fitted, added), why, kept_by, again, ids[-1], embedded)
     facts["words"] += _history(whole, found, plan)
     left = tuple(s for s in now.shards if s.index not in set(content["replaced"]))
     every = (*left, *plan.shards)
@@ -186,8 +193,8 @@ def _add(
         tried = fit_again(
             Run(store, run.config, every), now, number, total, compute, record, progress
         )
-        content["fitted_rows"] = total  # also if it is not adopted: no such fit every night
         again = tried.verdict.better or spec.refit == "always"
+        content |= {"fitted_rows": total, "refused_rows": None if again else total}
         _tell_verdict(facts, tried.verdict, again)
     if again:
         ids_before = Ids(tuple(ids), content["next_id"])
@@ -239,7 +246,7 @@ def _facts(
     found: Drift,
     means: Moved,
     why: Sequence[str],
-    policy: str,
+    kept_by: str,
     again: bool,
     ids: npt.NDArray[np.int64],
     embedded: int,
@@ -249,7 +256,7 @@ def _facts(
     if again:
         decision = f"fitted again: {because or 'recluster.refit=always'}"
     elif why:
-        decision = f"not fitted again (recluster.refit={policy}), although {because}"
+        decision = f"not fitted again ({kept_by}), although {because}"
     else:
         decision = "the clusters still fit"
     words = [

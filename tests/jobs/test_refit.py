@@ -62,8 +62,14 @@ def test_a_fit_that_is_not_better_is_told_and_left_unless_it_is_asked_for(run, m
     report(*existing_run(load([f"run_dir={run / 'run'}"])), silent)
     assert "the model stays" in (run / "run/report/index.html").read_text()
     add(run, 2, 1)
-    facts = again(run, "recluster.max_growth=1.5")  # of the rows of the fit that was tried
+    facts = again(run)  # shares moved, but the run has hardly grown since the fit that was refused
     assert facts["refit"] is None
+    assert facts["reasons"]
+    assert "a fit of 280 rows was not better" in facts["decision"]
+    add(run, 3, 2)
+    facts = again(run)
+    assert facts["refit"] == {"adopted": False, **worse.facts}
+    add(run, 4, 2)
     facts = again(run, "recluster.refit=always")
     assert facts["refit"]["adopted"]
     assert any("adopted as recluster.refit=always" in words for words in facts["words"])
