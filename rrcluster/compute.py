@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -46,12 +46,17 @@ class EmbedPlan:
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What embedding a shard came to: ``read = embedded + bad``."""
+    """What embedding a shard came to: ``read = embedded + bad``.
+
+    Its rows' parts of the seconds in which encoders ``waited`` for rows and were ``busy``.
+    """
 
     shard: int
     read: int
     embedded: int
     bad: int
+    waited: float = field(default=0.0, compare=False)
+    busy: float = field(default=0.0, compare=False)
 
 
 def in_order(answers: Iterator[tuple[int, R]]) -> Iterator[R]:

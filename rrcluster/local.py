@@ -21,7 +21,7 @@ from rrcluster.models.encoder import Encoder
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.assemble import Assembler, Batch
-from rrcluster.stages.embed import TakeVectors, encode_batch, read_batches
+from rrcluster.stages.embed import Encoding, TakeVectors, read_batches
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,13 +66,21 @@ class InProcessCompute(Compute):
             yield from assembler.add(batch)
 
     def _encoded(self, encoder: Encoder, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches encoded, on every core at once (a GPU needs one feeder); few are held."""
-        encoders = self.workers if self.device == "cpu" else 1
-        pool = ThreadPoolExecutor(encoders, initializer=one_thread)
+        """The batches encoded, on every core at once; few are held."""
+        # A core is an encoder with a clock of its own; a GPU is one, and two threads feed it.
+        cores = self.device == "cpu"
+        encoders = self.workers if cores else 2
+        mine, shared = threading.local(), Encoding(encoder)
+
+        def begin() -> None:
+            one_thread()
+            mine.encode = Encoding(encoder) if cores else shared
+
+        pool = ThreadPoolExecutor(encoders, initializer=begin)
         ahead: deque[Future[Batch]] = deque()
         try:
             for batch in batches:
-                ahead.append(pool.submit(encode_batch, encoder, batch))
+                ahead.append(pool.submit(lambda b: mine.encode(b), batch))
                 if len(ahead) > encoders:
                     yield ahead.popleft().result()
             while ahead:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 import ray.data
 import torch
@@ -41,12 +40,15 @@ from rrcluster.io.tally import Tally
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages.assemble import END, Assembler, Batch
-from rrcluster.stages.embed import encode_batch, read_batches
+from rrcluster.stages.embed import Encoding, read_batches
 
 RETRIES = 2  # of a shard's reading task, and of a batch whose encoder died under it
 ROUNDS = 2  # passes over shards that lost their workers, before each is embedded alone
 FEW = 8  # shards that are embedded alone at once, without another pass
-COUNTS = ("shard", "read", "embedded", "bad")
+COUNTS = dict.fromkeys(("shard", "read", "embedded", "bad"), np.int64) | dict.fromkeys(
+    ("waited", "busy"), np.float64
+)
+CALLS = 2  # batches at an encoder: one is encoded, one is fetched and brought to its device
 log = logging.getLogger("rrcluster")
 
 
@@ -83,11 +85,11 @@ def metered_reading(batches: Iterator[Batch]) -> Iterator[Batch]:
         count("rrcluster_gpu_wait_seconds", since - ready)
 
 
-def count_batch(status: npt.NDArray[Any], waited: float, took: float) -> None:
+def count_batch(batch: Batch) -> None:
     """Show an encoded batch to Prometheus."""
-    count("rrcluster_decode_wait_seconds", waited)
-    count("rrcluster_encode_seconds", took)
-    reasons, rows = np.unique(status.astype(str), return_counts=True)
+    count("rrcluster_decode_wait_seconds", float(batch["waited"].sum()))
+    count("rrcluster_encode_seconds", float(batch["busy"].sum()))
+    reasons, rows = np.unique(batch["status"].astype(str), return_counts=True)
     for reason, number in zip(reasons.tolist(), rows.tolist(), strict=True):
         if reason == "":
             count("rrcluster_images", number)
@@ -96,31 +98,28 @@ def count_batch(status: npt.NDArray[Any], waited: float, took: float) -> None:
 
 
 class Encode:
-    """Actor: an encoder on its device."""
+    """Actor: an encoder on its device. While a batch is encoded the next one is fetched."""
 
     def __init__(self, plan: EmbedPlan, gpu: bool, ledger: Any) -> None:
         torch.set_num_threads(1)
         ray.get(ledger.begun.remote())
         self.ledger, self._fruitless = ledger, True
-        self._since = time.monotonic()
         try:
-            self.encoder = load_encoder(plan.encoder, "cuda" if gpu else "cpu")
+            self.encode = Encoding(load_encoder(plan.encoder, "cuda" if gpu else "cpu"))
         except Exception as error:
             ray.get(ledger.failed.remote(error))
             raise
 
     def __call__(self, batch: Batch) -> Batch:
-        began = time.monotonic()
         try:
-            encoded = encode_batch(self.encoder, batch)
+            encoded = self.encode(batch)
         except Exception as error:
             ray.get(self.ledger.failed.remote(error))
             raise
         if self._fruitless:
             self.ledger.encoded.remote()
             self._fruitless = False
-        count_batch(batch["status"], began - self._since, time.monotonic() - began)
-        self._since = time.monotonic()
+        count_batch(encoded)
         return encoded
 
 
@@ -159,7 +158,9 @@ class Deliver:
             except Exception as error:  # the run folder cannot be written to
                 ray.get(self.ledger.failed.remote(error))
                 raise
-        return {name: np.array([getattr(c, name) for c in whole], np.int64) for name in COUNTS}
+        return {
+            name: np.array([getattr(c, name) for c in whole], kind) for name, kind in COUNTS.items()
+        }
 
 
 def embed(
@@ -225,7 +226,10 @@ def _stream(
                 fn_constructor_args=(plan, gpu, ledger),
                 batch_size=plan.encoder.batch_size,
                 compute=ActorPoolStrategy(
-                    min_size=max(1, min(spec.min_workers, encoders)), max_size=encoders
+                    min_size=max(1, min(spec.min_workers, encoders)),
+                    max_size=encoders,
+                    max_concurrent_calls_per_actor=CALLS,
+                    enable_true_multi_threading=gpu,  # the encoder itself lets one in at a time
                 ),
                 max_restarts=-1,  # bounded by the ledger's watch
                 max_task_retries=RETRIES,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -137,6 +138,9 @@ class TorchEncoder(Encoder):
         self.image_size, self.resize, self.interpolation = look.pixels
         self.batch_size, self._device = spec.batch_size, torch.device(device)
         self._dtype = dtype_for(spec.precision, device)
+        # Threads may call at once: one batch is staged while another is on the device. On a CPU
+        # each thread is a device.
+        self._turn = nullcontext() if device == "cpu" else threading.Lock()
         self._contiguous = spec.channels_last is False
         if spec.channels_last is not None:
             layout = torch.contiguous_format if self._contiguous else torch.channels_last
@@ -157,14 +161,17 @@ class TorchEncoder(Encoder):
         assert pixels.shape[1:] == self.shape, wrong
         if not len(pixels):
             return np.zeros((0, self.width), dtype=np.float32)
-        return torch.cat(list(self._parts(pixels))).cpu().numpy()  # the only wait for the device
+        return torch.cat(list(self._parts(pixels))).numpy()
 
     def _parts(self, pixels: npt.NDArray[np.uint8]) -> Iterator[Tensor]:
         start = 0
         while start < len(pixels):
             size = self.batch_size  # another thread may halve it meanwhile
+            part = pixels[start : start + size]
             try:
-                rows = self._forward(pixels[start : start + size], size)
+                staged = self._staged(part, size)
+                with self._turn:
+                    rows = self._forward(staged)[: len(part)].cpu()  # waits for the device
             except torch.OutOfMemoryError:
                 rows = None  # halved below: here the error still holds the tensors
             if rows is None:
@@ -182,21 +189,22 @@ class TorchEncoder(Encoder):
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @torch.inference_mode()
-    def _forward(self, pixels: npt.NDArray[np.uint8], size: int) -> Tensor:
-        batch = torch.zeros(
-            (size, *pixels.shape[1:]),
-            dtype=torch.uint8,
-            pin_memory=self._device.type == "cuda",
-        )
+    def _staged(self, pixels: npt.NDArray[np.uint8], size: int) -> Tensor:
+        """The pixels on the device or on their way there, padded to ``size``."""
+        pinned = self._device.type == "cuda"
+        batch = torch.empty((size, *pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
         batch[: len(pixels)] = torch.from_numpy(pixels)
-        on_device = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        images = on_device.float() * self._scale + self._shift
+        batch[len(pixels) :] = 0
+        return batch.to(self._device, non_blocking=True)
+
+    @torch.inference_mode()
+    def _forward(self, staged: Tensor) -> Tensor:
+        images = staged.permute(0, 3, 1, 2).float() * self._scale + self._shift
         if self._contiguous:
             images = images.contiguous()
         with autocast(self._device, self._dtype):
             features: Tensor = self._module(images)
-        return nn.functional.normalize(features[: len(pixels)].float(), dim=-1)
+        return nn.functional.normalize(features.float(), dim=-1)
 
 
 def dtype_for(precision: str, device: str) -> torch.dtype:

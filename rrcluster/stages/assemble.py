@@ -57,6 +57,7 @@ class Arrivals:
         self._total = -1  # rows of the whole shard; negative until its end has come
         self._width = 0
         self._tables: list[pa.Table] = []
+        self._waited = self._busy = 0.0
         self._vectors = tempfile.SpooledTemporaryFile(max_size=SPOOLED)  # noqa: SIM115
 
     def add(self, batch: Batch, rows: npt.NDArray[np.int64]) -> None:
@@ -70,6 +71,8 @@ class Arrivals:
                 self._seen.add(row)
                 fresh.append(i)
         if fresh:
+            self._waited += float(batch["waited"][fresh].sum())
+            self._busy += float(batch["busy"][fresh].sum())
             self._tables.append(_table(batch, fresh))
             self._vectors.write(np.ascontiguousarray(batch["embedding"][fresh]).tobytes())
 
@@ -89,7 +92,8 @@ class Arrivals:
             at = order[good.to_numpy()]
             _write_vectors(store, f"embeddings/{name}.npy", self._vectors, at, self._width)
         _write_tables(store, name, samples, spoiled.select(tables.BAD.names))
-        return ShardCounts(self._shard, rows.num_rows, samples.num_rows, spoiled.num_rows)
+        counts = (rows.num_rows, samples.num_rows, spoiled.num_rows)
+        return ShardCounts(self._shard, *counts, self._waited, self._busy)
 
 
 def publish_shard(

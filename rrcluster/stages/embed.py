@@ -7,8 +7,10 @@ a shard's files have the same names and the same bytes. ``samples/<shard>.parque
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,13 +52,12 @@ def embed(
         resumed = sum(c.read for c in done.values())
         if todo and run.config.encoder.kind != "vectors":
             _refuse_other_weights(run, compute, record)
-        totals = [sum(c.read for c in done.values()), sum(c.bad for c in done.values())]
-        progress("embed", len(done), len(run.shards), _note(*totals))
+        flow = Flow(resumed, sum(c.bad for c in done.values()))
+        progress("embed", len(done), len(run.shards), flow.words)
         for result in compute.embed(plan, todo):
             done[result.shard] = result
-            totals[0] += result.read
-            totals[1] += result.bad
-            progress("embed", len(done), len(run.shards), _note(*totals))
+            flow.add(result)
+            progress("embed", len(done), len(run.shards), flow.words, **flow.facts)
         missing = [s.uri for s in run.shards if s.index not in done]
         if missing:
             raise RuntimeError(f"{len(missing)} shards were not embedded, first: {missing[0]}")
@@ -69,7 +70,7 @@ def embed(
     gpus = run.config.compute.gpus_per_worker * compute.workers
     record.describe(
         "embed",
-        rates={"images_per_second": round(read / max(seconds, 1e-9), 1)},
+        rates={"images_per_second": round(read / max(seconds, 1e-9), 1)} | flow.facts,
         gpu_hours=round(gpus * seconds / 3600, 4),
     )
     record.note(
@@ -103,8 +104,37 @@ def weights_hash(spec: EncoderSpec) -> str:
     return load_encoder(spec, "cpu").weights_hash
 
 
-def _note(read: int, bad: int) -> str:
-    return f"{read:,} images read, {bad:,} bad"
+@dataclass
+class Flow:
+    """How embedding goes: what was read before this attempt, and its own rows and seconds."""
+
+    read: int
+    bad: int
+    waited: float = 0.0
+    busy: float = 0.0
+    _new: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def add(self, counts: ShardCounts) -> None:
+        self.read, self.bad = self.read + counts.read, self.bad + counts.bad
+        self.waited, self.busy = self.waited + counts.waited, self.busy + counts.busy
+        self._new += counts.read
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """The share of their time that encoders waited for rows; nothing where there are none."""
+        whole = self.waited + self.busy
+        return {"encoder_wait_share": round(self.waited / whole, 3)} if whole else {}
+
+    @property
+    def words(self) -> str:
+        said = f"{self.read:,} images read, {self.bad:,} bad"
+        seconds = time.monotonic() - self._began
+        if self._new and seconds > 0:
+            said += f", {self._new / seconds:,.0f} images/s"
+        for share in self.facts.values():
+            said += f", encoders waited {share:.0%}"
+        return said
 
 
 @dataclass(frozen=True)
@@ -194,6 +224,41 @@ def columns(rows: Sequence[dict[str, Any]]) -> Batch:
             column = np.asarray(values, np.int32)
         batch[name] = column
     return batch
+
+
+@dataclass
+class Encoding:
+    """An encoder that batches go through, one at a time or overlapping, and its clock.
+
+    Time with a call inside is busy, other time is waiting; each row carries its part of both, so
+    that they come to whoever counts the rows, without messages of their own.
+    """
+
+    encoder: Encoder
+    _inside: int = 0
+    _since: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The encoded batch with ``waited`` and ``busy`` (n,) float32, in seconds."""
+        waited, busy = self._tick(1)
+        try:
+            encoded = encode_batch(self.encoder, batch)
+        finally:
+            more = self._tick(-1)
+        n = len(batch["row"])
+        return encoded | {
+            "waited": np.full(n, (waited + more[0]) / n, np.float32),
+            "busy": np.full(n, (busy + more[1]) / n, np.float32),
+        }
+
+    def _tick(self, change: int) -> tuple[float, float]:
+        """Seconds waited and busy since the last tick, of any thread."""
+        with self._lock:
+            now = time.monotonic()
+            passed, busy = now - self._since, self._inside > 0
+            self._since, self._inside = now, self._inside + change
+        return (0.0, passed) if busy else (passed, 0.0)
 
 
 def encode_batch(encoder: Encoder, batch: Batch) -> Batch:

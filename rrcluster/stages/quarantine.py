@@ -23,8 +23,8 @@ from rrcluster.records import Bad, Sample, Shard
 from rrcluster.stages.assemble import END, Assembler, Batch, publish_shard
 from rrcluster.stages.embed import (
     READ_ROWS,
+    Encoding,
     columns,
-    encode_batch,
     end_row,
     pixel_spec,
     row_of,
@@ -73,12 +73,12 @@ def embed_alone(
 ) -> ShardCounts:
     """Embed and publish one shard with what is known of it, saying each step before it is taken."""
     note(LOAD)
-    encoder = load_encoder(plan.encoder, device)
+    encode = Encoding(load_encoder(plan.encoder, device))
     assembler = Assembler(plan.store)
     for batch in _batches(shard, plan, known, note):
         if batch["status"][0] != END:
             note(("encode", int(batch["row"][0]), len(batch["row"])))
-        if whole := assembler.add(encode_batch(encoder, batch)):
+        if whole := assembler.add(encode(batch)):
             return whole[0]
     raise AssertionError("the row after the last one makes a shard whole")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +70,33 @@ def test_too_little_memory_halves_the_batch_and_no_row_is_lost(
     small.seen.clear()
     encoder.encode_images(images)
     assert set(small.seen) == {4}, "the smaller batch stays, and the tail is padded to it"
+
+
+class OneAtATime(FewImages):
+    """A model that notices a second batch on its device."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.alone = threading.Lock()
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.alone.acquire(blocking=False), "two batches on the device at once"
+        time.sleep(0.002)
+        rows = super().forward(images)
+        self.alone.release()
+        return rows
+
+
+def test_threads_that_feed_a_gpu_take_turns_and_keep_their_rows(
+    images: npt.NDArray[np.uint8],
+) -> None:
+    encoder = around(OneAtATime(), 4)
+    encoder._turn = threading.Lock()  # as on a GPU
+    expected = encoder.encode_images(images)
+    parts = [images[i : i + 5] for i in range(0, 21, 5)]
+    with ThreadPoolExecutor(2) as pool:
+        rows = np.concatenate(list(pool.map(encoder.encode_images, parts)))
+    assert np.abs(rows - expected).max() < 1e-6
 
 
 def test_a_device_without_room_for_one_image_is_the_users_error() -> None:

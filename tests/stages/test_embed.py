@@ -1,15 +1,23 @@
+import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from corpora import samples_of, write_tar
 
-from rrcluster.compute import ShardCounts
+from rrcluster.compute import EmbedPlan, ShardCounts
 from rrcluster.io import tables
+from rrcluster.io.corpus import CorpusSpec
 from rrcluster.io.store import Store
+from rrcluster.local import InProcessCompute
+from rrcluster.models.encoder import EncoderSpec
+from rrcluster.models.load import load_encoder
+from rrcluster.records import Shard
 from rrcluster.stages import assemble
 from rrcluster.stages.assemble import END, Assembler
-from rrcluster.stages.embed import NO_VECTOR, columns, encode_batch
+from rrcluster.stages.embed import NO_VECTOR, Encoding, Flow, columns, read_batches
 
 
 def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4):
@@ -29,6 +37,8 @@ def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4):
             "height": np.array([9]),
             "sample_id": np.full((1, 16), row, np.uint8),
             "embedding": vector[None].view(np.uint8),
+            "waited": np.array([0.5], np.float32),
+            "busy": np.array([0.25], np.float32),
         }
 
 
@@ -51,6 +61,7 @@ def test_rows_in_any_order_and_twice_give_the_same_bytes(tmp_path) -> None:
     for batch in [batches[4], batches[2], batches[2], batches[0], batches[3], batches[1]]:
         answers += two.add(batch)
     assert answers == [ShardCounts(3, 4, 3, 1)]
+    assert (answers[0].waited, answers[0].busy) == (4 * 0.5, 4 * 0.25)  # a row twice counts once
     assert published(straight, 3) == published(shuffled, 3)
 
 
@@ -118,7 +129,7 @@ def test_a_picture_without_a_finite_vector_becomes_a_counted_bad_row(tmp_path) -
     ]  # fmt: skip
     store = Store(str(tmp_path))
     batch = columns(rows)
-    assert Assembler(store).add(encode_batch(Overflowing(), batch)) == [ShardCounts(0, 4, 2, 2)]
+    assert Assembler(store).add(Encoding(Overflowing())(batch)) == [ShardCounts(0, 4, 2, 2)]
     bad = tables.read_table(store, "bad/000000.parquet").to_pylist()
     assert [(b["row"], b["reason"], b["detail"]) for b in bad] == [
         (1, "decode", NO_VECTOR), (2, "decode", NO_VECTOR),
@@ -141,6 +152,7 @@ def test_a_shard_of_many_rows_is_written_from_a_file_to_the_same_bytes(
                 "detail": np.full(len(rows), "", object),
                 "caption": np.array([None if r % 2 else f"{r}" for r in rows], object),
                 "width": rows, "height": rows, "sample_id": np.zeros((len(rows), 16), np.uint8),
+                "waited": np.zeros(len(rows), np.float32), "busy": np.ones(len(rows), np.float32),
                 "embedding": np.repeat(rows[:, None] % 2000, width, 1).astype(np.float16)
                 .view(np.uint8),
             }  # fmt: skip
@@ -164,3 +176,79 @@ def test_a_shard_of_many_rows_is_written_from_a_file_to_the_same_bytes(
         assert np.array_equal(found[:, 0], (rows % 2000).astype(np.float16))
     assert files[0] == files[1]
     assert peaks[1] < n * width * 2 < peaks[0]
+
+
+def test_two_attempts_at_a_shard_at_once_give_the_files_of_one(tmp_path) -> None:
+    path = write_tar(tmp_path / "0.tar", [*samples_of(70), ("x.jpg", b"no picture")])
+    shard = Shard(0, str(path), "webdataset", path.stat().st_size, "")
+    encoder = EncoderSpec()
+    alone, both = Store(str(tmp_path / "alone")), Store(str(tmp_path / "both"))
+    together = threading.Barrier(2)
+
+    def attempt(store: Store, wait: bool) -> ShardCounts:
+        assembler, encode = Assembler(store), Encoding(load_encoder(encoder, "cpu"))
+        for batch in read_batches(shard, EmbedPlan(store, CorpusSpec(), encoder)):
+            if wait:
+                together.wait(60)  # the last rows arrive together, so both publish at once
+            if whole := assembler.add(encode(batch)):
+                return whole[0]
+        raise AssertionError("not published")
+
+    expected = attempt(alone, False)
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(attempt, [both, both], [True, True]))
+    assert answers == [expected, expected]
+    assert published(both, 0) == published(alone, 0)
+    assert both.names("samples") == {"000000.parquet"}
+    assert both.names("embeddings") == {"000000.npy"}
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_files_do_not_depend_on_how_many_encode_side_by_side(tmp_path, workers) -> None:
+    shards = []
+    for index, rows in enumerate([45, 3, 0, 80]):
+        path = write_tar(tmp_path / f"{index}.tar", samples_of(rows))
+        shards.append(Shard(index, str(path), "webdataset", path.stat().st_size, ""))
+    files, answers = [], []
+    for count in (1, workers):
+        store = Store(str(tmp_path / f"run{count}"))
+        with InProcessCompute(count) as compute:
+            plan = EmbedPlan(store, CorpusSpec(), EncoderSpec(batch_size=16))
+            answers.append(sorted(compute.embed(plan, shards), key=lambda c: c.shard))
+        files.append([published(store, s.index) for s in shards])
+    assert files[0] == files[1]
+    assert answers[0] == answers[1]
+
+
+class Timed:
+    """An encoder that takes as long as it is told to, by a clock of the test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        self.now += 3.0
+        return np.full((len(pixels), 4), 0.5, np.float32)
+
+
+def test_rows_carry_the_seconds_that_their_encoder_waited_and_was_busy(monkeypatch) -> None:
+    timed = Timed()
+    monkeypatch.setattr("rrcluster.stages.embed.time.monotonic", lambda: timed.now)
+    flow = Flow(10, 0, _began=0.0)
+    encode = Encoding(timed, _since=0.0)
+    batch = next(iter(rows_of(0, [0], []))) | {"pixels": np.zeros((1, 2, 2, 3), np.uint8)}
+    for idle in (2.0, 0.0, 1.0):
+        timed.now += idle
+        found = encode(batch)
+        assert (found["waited"].tolist(), found["busy"].tolist()) == ([idle], [3.0])
+        flow.add(ShardCounts(0, 40, 40, 0, idle, 3.0))
+    assert flow.facts == {"encoder_wait_share": 0.25}
+    assert flow.words == "130 images read, 0 bad, 10 images/s, encoders waited 25%"
+
+
+def test_calls_that_overlap_are_busy_once(monkeypatch) -> None:
+    clock = iter([1.0, 2.0, 4.0, 5.0])  # in, in, out, out
+    monkeypatch.setattr("rrcluster.stages.embed.time.monotonic", lambda: next(clock))
+    encode = Encoding(Timed(), _since=0.0)
+    ticks = [encode._tick(change) for change in (1, 1, -1, -1)]
+    assert ticks == [(1.0, 0.0), (0.0, 1.0), (0.0, 2.0), (0.0, 1.0)]
