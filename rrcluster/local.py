@@ -131,6 +131,7 @@ def _read_ahead(plan: EmbedPlan, shards: Sequence[Shard], readers: int) -> Itera
                 continue
 
     def read() -> None:
+        one_thread()
         try:
             while not stop.is_set():
                 for batch in read_batches(todo.get_nowait(), plan):

@@ -59,6 +59,7 @@ class ReadShard:
         self.plan, self.ledger = plan, ledger
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Batch]:
+        torch.set_num_threads(1)
         for index, uri, kind, size, etag in zip(
             batch["index"], batch["uri"], batch["format"], batch["num_bytes"], batch["etag"],
             strict=True,
