@@ -290,7 +290,7 @@ def _compose_groups(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("pipelines.conf", version_base="1.3"):
-            return compose("config", [_quoted(override) for override in overrides])
+            return compose("config", [_forced(_quoted(override)) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise _override_error(overrides, error) from None
 
@@ -304,9 +304,17 @@ _PLAIN = (
 
 def _quoted(override: str) -> str:
     name, equals, value = override.partition("=")
-    if name not in _PLAIN or not value or value == "null" or value[0] in "'\"[":
+    if name.lstrip("+") not in _PLAIN or not value or value == "null" or value[0] in "'\"[":
         return override
     return name + equals + "'" + value.replace("'", "\\'") + "'"
+
+
+def _forced(override: str) -> str:
+    """A setting that there is may be added or replaced: nobody need know which of the two it is."""
+    plain = override.lstrip("+")
+    name = plain.partition("=")[0]
+    known = {setting for setting, _, _ in settings_help()}
+    return f"++{plain}" if name in known or name.startswith(_FREE_FORM) else override
 
 
 def _parses(override: str) -> bool:

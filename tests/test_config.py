@@ -53,7 +53,7 @@ def test_compute_and_output_do_not_change_the_identity_but_the_seed_does() -> No
 
 
 def test_secrets_are_not_part_of_what_is_shown_or_hashed() -> None:
-    config = load(["+corpus.storage_options.secret=hush", "corpus.uri=s3://b/c"])
+    config = load(["corpus.storage_options.secret=hush", "corpus.uri=s3://b/c"])
     assert config.corpus.storage_options == {"secret": "hush"}
     assert "hush" not in str(redacted(config))
     assert "hush" not in str(identity(config))
@@ -82,3 +82,17 @@ def test_globs_and_braces_are_taken_as_typed(uri: str) -> None:
 
 def test_a_list_of_uris_is_a_list() -> None:
     assert load(["corpus.uri=[/a,/b]"]).corpus.uri == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_settings_of_any_shape_are_set_with_and_without_a_plus(sign) -> None:
+    config = load([
+        "encoder=timm", f"{sign}encoder.model_options={{num_classes: 3}}",
+        f"{sign}encoder.mean=[0.5,0.5,0.5]", f"{sign}encoder.feature_transform=sqrt_unit",
+        f"{sign}compute.resources.tpu=1", f"{sign}corpus.uri=a/*.tar",
+    ])  # fmt: skip
+    assert config.encoder.model_options == {"num_classes": 3}
+    assert config.encoder.mean == [0.5, 0.5, 0.5]
+    assert config.encoder.feature_transform == "sqrt_unit"
+    assert config.compute.resources == {"tpu": 1}
+    assert str(config.corpus.uri).endswith("a/*.tar")

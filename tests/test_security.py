@@ -105,7 +105,7 @@ def test_a_compressed_shard_that_swells_is_streamed_and_its_giant_member_is_bad(
 
 
 def test_storage_options_are_shown_by_name_only() -> None:
-    config = load(["+corpus.storage_options={key: k, secret: s3cr3t, client_kwargs: {x: s3cr3t}}"])
+    config = load(["corpus.storage_options={key: k, secret: s3cr3t, client_kwargs: {x: s3cr3t}}"])
     assert "s3cr3t" not in json.dumps(redacted(config))
     assert set(redacted(config)["corpus"]["storage_options"]) == {"key", "secret", "client_kwargs"}
     assert "s3cr3t" not in repr(Store("memory://x", config.corpus.storage_options))

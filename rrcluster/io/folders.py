@@ -20,6 +20,7 @@ import xxhash
 from fsspec import AbstractFileSystem
 from fsspec.utils import get_protocol, glob_translate
 
+from rrcluster.io import tally
 from rrcluster.io.corpus import CorpusSpec
 from rrcluster.io.listing import Listing, uri_of
 from rrcluster.io.retry import ShortRead, of_storage, passing, persistently
@@ -215,6 +216,7 @@ def _fetch(
         none = [None] * len(rest)  # not cat(): it would read brackets in a name as a glob
         names = [entries[p]["name"] for p in rest]
         answers = fs.cat_ranges(names, none, none, on_error="return")
+        tally.read(sum(len(a) for a in answers if isinstance(a, bytes)))
         for parts, answer in zip(rest, answers, strict=True):
             if isinstance(answer, bytes) and len(answer) < _size(entries[parts]):
                 answer = ShortRead(f"{len(answer)} of {_size(entries[parts])} bytes")

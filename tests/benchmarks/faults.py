@@ -197,7 +197,7 @@ def failing_storage(bench: Bench) -> Rows:
         options["config_kwargs"] = {"retries": {"max_attempts": 0}, "read_timeout": 5}
         shown = json.dumps(options).replace('"', "")
         found = bench.run(
-            "s3://faults/run", "compute=in_process", f"+corpus.storage_options={shown}",
+            "s3://faults/run", "compute=in_process", f"corpus.storage_options={shown}",
             "corpus.uri=s3://faults/corpus",
         )  # fmt: skip
         faults = sum(proxy.faults.values())

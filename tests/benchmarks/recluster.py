@@ -70,7 +70,7 @@ class Photos:
         self.y = np.unique([f.parent.name for f in self.files], return_inverse=True)[1]
         self.settings = (
             "encoder=timm", "encoder.model=mobilenetv2_100",
-            "+encoder.model_options={num_classes:1001,pad_type:same}",
+            "encoder.model_options={num_classes:1001,pad_type:same}",
             f"encoder.checkpoint={models / 'mobilenetv2_100_coral_fp16.safetensors'}",
             f"encoder.projection={models / 'mobilenetv2_to_clip_vitb32_projection.npz'}",
             "encoder.feature_transform=sqrt_unit", "encoder.mean=[0.5,0.5,0.5]",

@@ -211,7 +211,7 @@ def photos(folder: Path, count: int) -> tuple[str, ...]:
     models = data / "models"
     return (
         f"corpus.uri={folder}/corpus", "encoder=timm", "encoder.model=mobilenetv2_100",
-        "+encoder.model_options={num_classes:1001,pad_type:same}",
+        "encoder.model_options={num_classes:1001,pad_type:same}",
         f"encoder.checkpoint={models / 'mobilenetv2_100_coral_fp16.safetensors'}",
         f"encoder.projection={models / 'mobilenetv2_to_clip_vitb32_projection.npz'}",
         "encoder.feature_transform=sqrt_unit", "encoder.mean=[0.5,0.5,0.5]",

@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 from corpora import encoded, jpeg, picture, rows, shard
 
+from rrcluster.io import tally
 from rrcluster.io.corpus import CorpusSpec
 from rrcluster.io.images import read_images
 from rrcluster.io.manifest import corpus_fingerprint, list_shards
@@ -143,7 +144,9 @@ def test_two_hundred_real_photos_are_read(test_data):
     spec = CorpusSpec(str(test_data / "images" / "caltech101"), images_per_shard=100)
     shards = list_shards(spec)
     assert sum(s.num_bytes for s in shards) > 10_000_000
+    before = tally.total()
     found = [r for s in shards[:2] for r in rows(s, spec)]
+    assert (tally.total() - before).bytes_read == sum(s.num_bytes for s in shards[:2])
     assert len(found) == 200
     assert all(isinstance(r, Sample) for r in found)
     assert len({r.sample_id for r in found}) == 200

@@ -27,7 +27,7 @@ def test_a_thousand_real_photos_end_in_named_clusters(test_data, tmp_path) -> No
     settings = (
         f"corpus.uri={corpus}", f"run_dir={run_dir}", "encoder=timm", *FAST,
         "encoder.model=mobilenetv2_100",
-        "+encoder.model_options={num_classes:1001,pad_type:same}",
+        "encoder.model_options={num_classes:1001,pad_type:same}",
         f"encoder.checkpoint={models / 'mobilenetv2_100_coral_fp16.safetensors'}",
         f"encoder.projection={models / 'mobilenetv2_to_clip_vitb32_projection.npz'}",
         "encoder.feature_transform=sqrt_unit", "encoder.mean=[0.5,0.5,0.5]",

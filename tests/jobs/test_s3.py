@@ -25,7 +25,7 @@ def test_a_job_from_and_to_s3_and_its_sample_give_the_bytes_of_those_on_disk(
     options = json.dumps(s3.storage_options).replace('"', "")
     result = job(
         "cluster", f"corpus.uri={bucket}/shards", f"run_dir={bucket}/run", "k=[3,8]",
-        *in_process(f"+corpus.storage_options={options}"),
+        *in_process(f"corpus.storage_options={options}"),
     )  # fmt: skip
     assert result.status == 0, result.err
     store = Store(f"{bucket}/run", s3.storage_options)
@@ -42,7 +42,7 @@ def test_a_job_from_and_to_s3_and_its_sample_give_the_bytes_of_those_on_disk(
     assert set(shown) == set(s3.storage_options)
     sampled = ("sample.name=v1", "sample.size=60", "sample.export=[keys,torch,webdataset]",
                "sample.rows_per_tar=25", "compute=in_process")  # fmt: skip
-    there = job("sample", f"run_dir={bucket}/run", f"+corpus.storage_options={options}", *sampled)
+    there = job("sample", f"run_dir={bucket}/run", f"corpus.storage_options={options}", *sampled)
     assert there.status == 0, there.err
     shutil.copytree(finished, tmp_path / "run")
     here = job("sample", f"run_dir={tmp_path}/run", *sampled)
@@ -64,7 +64,7 @@ def test_an_increment_and_a_refit_on_s3_give_the_bytes_of_those_on_disk(s3, tmp_
     options = json.dumps(s3.storage_options).replace('"', "")
     disk, there = tmp_path / "corpus", f"{bucket}/vectors"
     disk.mkdir()
-    storage = f"+corpus.storage_options={options}"
+    storage = f"corpus.storage_options={options}"
     places = [(f"{disk}", f"{tmp_path}/run", ()), (there, f"{bucket}/run", (storage,))]
     choice = np.random.default_rng(0)
     for number, refit in enumerate(["none", "always"]):
@@ -98,7 +98,7 @@ def test_a_bucket_that_is_not_there_is_the_users_mistake(s3) -> None:
     options = json.dumps(s3.storage_options).replace('"', "")
     result = job(
         "cluster", "corpus.uri=s3://nowhere-at-all/x", "run_dir=s3://nowhere-at-all/run",
-        *in_process(f"+corpus.storage_options={options}"),
+        *in_process(f"corpus.storage_options={options}"),
     )  # fmt: skip
     assert result.status == 2, result.err
     assert "corpus.uri" in result.err

@@ -21,8 +21,8 @@ def test_a_job_in_two_spaces_names_its_clusters_by_the_first(drawn, tmp_path) ->
         save_file(timm.create_model("test_vit", num_classes=3).state_dict(), path)
     result = job(
         "cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}", "encoder=[tiny,timm]",
-        "+encoder.beside.model=test_vit", f"+encoder.beside.checkpoint={path}",
-        "+encoder.beside.model_options={num_classes:3}", "k=8", *in_process(),
+        "encoder.beside.model=test_vit", f"encoder.beside.checkpoint={path}",
+        "encoder.beside.model_options={num_classes:3}", "k=8", *in_process(),
     )  # fmt: skip
     assert result.status == 0, result.err
     rows = Store(str(run_dir)).read_npy("embeddings/000000.npy")
