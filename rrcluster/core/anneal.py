@@ -16,6 +16,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -62,8 +63,11 @@ def annealed(
     """k centroids of the rows; ``workers`` threads share the products and change no bit."""
     if not anneals(len(rows), spec):
         return starting_rows(rows, k, PLUS_PLUS, len(rows), seed, path)
-    start = starting_rows(rows, k, spec.start_rounds, spec.start_rows * k, seed, path)
-    return anneal(rows, start, spec, seed, path, workers)
+    drawn_from = spec.start_rows * k
+    return anneal(  # the starting rows are nobody else's: they can be let go of
+        rows, starting_rows(rows, k, spec.start_rounds, drawn_from, seed, path), spec, seed, path,
+        workers,
+    )  # fmt: skip
 
 
 def anneals(rows: int, spec: AnnealSpec) -> bool:
@@ -86,17 +90,21 @@ def anneal(
     """Annealed mini-batches from ``start``; see the module's text."""
     space = Space.of(rows)
     centroids = space.place(start)
+    del start
     k = len(centroids)
     batch = min(max(k, MIN_BATCH), len(rows))
     steps = max(round(spec.epochs * len(rows) / batch), spec.min_steps)
     shares = torch.full((k,), -1.0)
+    # One buffer for all batches: each thread places its tiles in it.
+    placed, squared = torch.empty(batch, rows.width), torch.empty(batch)
+    label = torch.empty(batch, dtype=torch.int64)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for step in range(steps):
             eta = spec.anneal_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             book = space.book(centroids)
             x, weight = rows.batch(step * batch, batch)
-            parts = list(pool.map(partial(_looked_up, space, book), x.split(TILE)))
-            placed, label, squared = (torch.cat(c) for c in zip(*parts, strict=True))
+            tiles = (t.split(TILE) for t in (x, placed, label, squared))
+            list(pool.map(partial(_look_up, space, book), *tiles))
             weight = torch.ones(len(x)) if weight is None else weight.float() / rows.mean_weight
             mass = torch.bincount(label, weights=weight, minlength=k).float()
             pull = 1 - (1 - eta) ** mass
@@ -114,10 +122,13 @@ def anneal(
     return space.back(centroids)
 
 
-def _looked_up(space: Space, book: Book, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    placed = space.place(x)
+def _look_up(
+    space: Space, book: Book, x: Tensor, placed: Tensor, label: Tensor, squared: Tensor
+) -> None:
+    """Fill in the last three for the rows x."""
+    placed.copy_(space.place(x))
     coded = placed if space.grid is None else space.grid.round(placed)
-    return placed, *book.label(coded)
+    label[:], squared[:] = book.label(coded)
 
 
 def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch.Generator) -> None:
@@ -157,7 +168,10 @@ class Space:
     def book(self, placed: Tensor) -> Book:
         if self.grid is None:
             return Book(placed, None)
-        return Book(None, Codebook(self.grid.round(placed)))
+        codes = torch.empty(placed.shape, dtype=torch.int8)
+        for tile, coded in zip(placed.split(TILE), codes.split(TILE), strict=True):
+            coded.copy_(self.grid.round(tile))
+        return Book(None, Codebook(codes))
 
     def book_of(self, centroids: Tensor) -> Book:
         """``book`` of centroids as they are; on a grid they are placed a tile at a time."""
@@ -206,28 +220,40 @@ def starting_rows(
     nothing is left to reduce. With k rounds it is k-means++ (Arthur and Vassilvitskii 2007).
     Rows repeat where there are fewer distinct ones than k.
     """
-    x, _ = rows.batch(0, min(len(rows), max(drawn_from, MIN_DRAWN)))
+    n = min(len(rows), max(drawn_from, MIN_DRAWN))
     space = Space.of(rows)
-    codes = [space.coded(tile) for tile in x.split(TILE)]
+    codes = _codes(rows, n, space)
     generator = keys.generator(seed, *path, "start")
     rounds = max(min(k, rounds), 1)
-    to_one = DistancesToOne(torch.cat(codes)) if k <= FEW * rounds else None
-    squared = torch.ones(len(x))
+    to_one = DistancesToOne(codes) if k <= FEW * rounds else None
+    squared = torch.ones(n)
     chosen = torch.empty(0, dtype=torch.int64)
     for r in range(rounds):
         size = k * (r + 1) // rounds - k * r // rounds
-        key = torch.empty(len(x)).exponential_(generator=generator) / squared.clamp_min(1e-30)
+        key = torch.empty(n).exponential_(generator=generator) / squared.clamp_min(1e-30)
         key[chosen] = math.inf
-        drawn = key.topk(min(size, len(x)), largest=False).indices.sort().values
+        drawn = key.topk(min(size, n), largest=False).indices.sort().values
         chosen = torch.cat([chosen, drawn])
+        if r == 0:
+            squared.fill_(math.inf)
         if to_one is not None:
-            each = [to_one(coded) for coded in space.coded(x[drawn])]
-            found = torch.stack(each).amin(0) if each else squared
+            for coded in codes[drawn]:
+                squared = torch.minimum(squared, to_one(coded))
         else:
-            book = space.book(space.place(x[drawn]))
-            found = torch.cat([book.squared(tile) for tile in codes])
-        squared = torch.minimum(squared, found) if r else found
-    return x[chosen[torch.arange(k) % len(chosen)]].float()
+            book = space.book(space.place(rows.take(drawn)))
+            for tile, part in zip(codes.split(TILE), squared.split(TILE), strict=True):
+                torch.minimum(part, book.squared(tile), out=part)
+    return rows.take(chosen[torch.arange(k) % len(chosen)]).float()
+
+
+def _codes(rows: Rows, n: int, space: Space) -> Tensor:
+    """The first n rows as a book looks them up; no more of them is copied than a tile."""
+    tiles = (space.coded(rows.batch(i, min(TILE, n - i))[0]) for i in range(0, n, TILE))
+    first = next(tiles)
+    codes = first.new_empty(n, first.shape[1])
+    for start, tile in zip(range(0, n, TILE), chain([first], tiles), strict=True):
+        codes[start : start + TILE] = tile
+    return codes
 
 
 class DistancesToOne:

@@ -49,6 +49,10 @@ class Rows:
         return self._ends[-1]
 
     @property
+    def width(self) -> int:
+        return self._parts[0].shape[1]
+
+    @property
     def mean_weight(self) -> float:
         """The mean weight of the rows; 1 without weights."""
         if self._weights is None:
@@ -64,6 +68,14 @@ class Rows:
         more, others = self._range(0, min(count - len(x), start))
         both = None if weights is None or others is None else torch.cat([weights, others])
         return torch.cat([x, more]), both
+
+    def take(self, index: Tensor) -> Tensor:
+        """The rows (m, d) of these places, without their weights."""
+        x = self._parts[0].new_empty(len(index), self.width)
+        for number, (first, last) in enumerate(pairwise(self._ends)):
+            here = ((index >= first) & (index < last)).nonzero()[:, 0]
+            x[here] = self._parts[number][index[here] - first]
+        return x
 
     def _range(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         found, weights = [], []
