@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -56,7 +57,7 @@ class Estimate:
             return 0.0
         cores = os.cpu_count() or 1
         readers = spec.workers or cores
-        encoders = 1 if spec.backend == "in_process" else readers
+        encoders = 1 if spec.backend == "in_process" and spec.gpus_per_worker else readers
         on_cores = 1 / self.decode + (0 if spec.gpus_per_worker else 1 / self.encode)
         return self.images * max(
             1 / (encoders * self.encode), 1 / (readers * self.decode), on_cores / cores
@@ -108,8 +109,14 @@ def estimate(config: Config) -> Estimate:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as every worker
         encoder = load_encoder(config.encoder, "cuda" if config.compute.gpus_per_worker else "cpu")
-        rates["encode"] = _encode_rate(encoder, config)
-        rates["decode"], samples = _decode(probed, config)
+        cores = os.cpu_count() or 1
+        side_by_side = min(config.compute.workers or cores, cores)
+        with ThreadPoolExecutor(
+            side_by_side, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            gpu = config.compute.gpus_per_worker > 0
+            rates["encode"] = _encode_rate(encoder, config, pool, 1 if gpu else side_by_side)
+            rates["decode"], samples = _decode(probed, config, pool, side_by_side)
         torch.set_num_threads(threads)
         width = encoder.width
     rows = sum(n for n, _ in seen) / max(sum(b for _, b in seen), 1) * total
@@ -154,24 +161,36 @@ def _row_bytes(samples: pa.Table) -> float:
     return (len(in_parquet("samples", samples)) - footer) / max(len(samples), 1)
 
 
-def _decode(shards: Sequence[Shard], config: Config) -> tuple[float, pa.Table]:
-    """Images that one core reads and decodes in a second, and rows of ``samples/`` as they come."""
+def _decode(
+    shards: Sequence[Shard], config: Config, pool: ThreadPoolExecutor, side_by_side: int
+) -> tuple[float, pa.Table]:
+    """Images that one core reads and decodes in a second while the others do the same, and rows of
+    ``samples/`` as they come."""
     pixels = pixel_spec(config.encoder)
-    read, rows, started = 0, list[dict[str, Any]](), time.perf_counter()
-    for shard in shards:
-        for item in islice(read_shard(shard, config.corpus, pixels), TIMED_IMAGES):
-            read += 1
-            if isinstance(item, Sample):
-                rows.append({k: v for k, v in vars(item).items() if k != "pixels"})
-    rate = max(read, 1) / (time.perf_counter() - started)
-    return rate, table_of("samples", rows)
+
+    def read(part: Sequence[Shard]) -> tuple[float, int, list[dict[str, Any]]]:
+        count, rows, started = 0, list[dict[str, Any]](), time.perf_counter()
+        for shard in part:
+            for item in islice(read_shard(shard, config.corpus, pixels), TIMED_IMAGES):
+                count += 1
+                if isinstance(item, Sample):
+                    rows.append({k: v for k, v in vars(item).items() if k != "pixels"})
+        return time.perf_counter() - started, count, rows
+
+    parts = [part for i in range(side_by_side) if (part := shards[i::side_by_side])]
+    found = list(pool.map(read, parts))
+    rate = max(sum(n for _, n, _ in found), 1) / sum(seconds for seconds, _, _ in found)
+    return rate, table_of("samples", [row for _, _, rows in found for row in rows])
 
 
-def _encode_rate(encoder: Encoder, config: Config) -> float:
-    """Images per second of the encoder on ready pixels."""
+def _encode_rate(
+    encoder: Encoder, config: Config, pool: ThreadPoolExecutor, side_by_side: int
+) -> float:
+    """Images per second of the encoder on ready pixels, one of several on this machine: cores
+    that share caches and memory are slower together than each alone."""
     blank = np.zeros((config.encoder.batch_size, *encoder.shape), np.uint8)
-    encoder.encode_images(blank)
+    batches = [blank] * side_by_side
+    list(pool.map(encoder.encode_images, batches))
     started = time.perf_counter()
-    for _ in range(TIMED_BATCHES):
-        encoder.encode_images(blank)
+    list(pool.map(encoder.encode_images, TIMED_BATCHES * batches))
     return TIMED_BATCHES * len(blank) / (time.perf_counter() - started)

@@ -34,7 +34,6 @@ import torch
 from PIL import Image
 
 from pipelines.compute import start_compute
-from rrcluster.compute import silent
 from rrcluster.config import ComputeSpec, load
 from rrcluster.core.costs import (
     Corpus,
@@ -204,9 +203,9 @@ def photos(folder: Path, count: int) -> tuple[str, ...]:
         return (f"corpus.uri={folder}/corpus",)
     (folder / "corpus").mkdir()
     found = sorted((data / "images/imagenet-samples").glob("*"))[:count]
-    for shard in range(16):
+    for shard in range(32):
         with tarfile.open(folder / f"corpus/{shard:02d}.tar", "w") as tar:
-            for path in found[shard::16]:
+            for path in found[shard::32]:
                 tar.add(path, path.name)
     models = data / "models"
     return (
@@ -227,12 +226,32 @@ def estimates(say: Say, quick: bool) -> None:
             config = load([*settings, f"run_dir={name}/{group}", f"compute={group}"])
             told = estimate(config).seconds_here(config.compute)
             run, record = open_run(config)
+            watch = Watch()
             with start_compute(config) as compute:
-                embed(run, compute, record, silent)
-            stage = record.content["stages"]["embed"]
-            case, images = f"embedding, {group}", stage["counts"]["read"]
-            say(case, "seconds", stage["seconds"], "s", predicted=told, images=images)
-            say(case, "told_against_taken", told / stage["seconds"], "ratio", images=images)
+                embed(run, compute, record, watch)
+            images = record.content["stages"]["embed"]["counts"]["read"]
+            case = f"embedding, {group}"
+            say(case, "seconds", watch.seconds, "s", predicted=told, images=images)
+            say(case, "started_after", watch.first - watch.began, "s", images=images)
+            say(case, "told_against_taken", told / watch.seconds, "ratio", images=images)
+
+
+class Watch:
+    """A progress that takes the time of an embedding at its pace after the first shards."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.first = self.seconds = 0.0
+        self._at = 0.0
+
+    def __call__(
+        self, stage: str, done: float, total: float | None, note: str = "", **facts: float
+    ) -> None:
+        now = time.perf_counter()
+        if done and not self._at:
+            self.first, self._at = now, done
+        elif done == total and total > self._at:
+            self.seconds = (now - self.first) * total / (total - self._at)
 
 
 def main() -> None:
