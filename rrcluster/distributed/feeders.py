@@ -1,6 +1,6 @@
 """Several processes that hand out shards, where one alone would keep many encoders waiting.
 
-One process hands out about 130 tasks a second (``tests/benchmarks/scaling.py``). Beyond
+One process hands out about 170 tasks a second (``tests/benchmarks/scaling.py``). Beyond
 ``compute.workers_per_feeder`` encoders the shards are dealt to actors, and each runs a stream of
 Ray Data of its own with its share of the encoders; Ray shares the machines among streams. A feeder
 that is lost with its machine is placed again and goes on with what was not published.
