@@ -23,6 +23,7 @@ def main(config: Config) -> int:
             watched = compute.observed(progress)
             embed(job, compute, record, watched)
             adopt(job, compute, record, watched)
+            record.note("spilled_bytes", compute.spilled_bytes())
         record.finish()
         report(job, record, progress)
     return conclude(config, record)

@@ -84,7 +84,7 @@ def recluster(config: Config, start: Callable[[], Compute], progress: Progress) 
         if not plan.shards and config.recluster.refit != "always":
             return Outcome(plan, {})
         with start() as compute:
-            facts = _add(run, now, plan, compute, record, held, progress)
+            facts = _add(run, now, plan, compute, record, held, compute.observed(progress))
     return Outcome(plan, facts)
 
 
@@ -233,7 +233,7 @@ def _add(
     if not store.create(name, json.dumps(content, indent=1).encode()):
         raise RuntimeError(f"{name} is there already: another job added this increment")
     mirror_clusters(current(store))
-    record.content |= facts
+    record.content |= facts | {"spilled_bytes": compute.spilled_bytes()}
     _reconcile(whole)
     whole.save()
     for line in facts["words"]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from growing import everything, grow, rows_of
 
-from rrcluster.compute import silent
+from rrcluster.compute import Progress, silent
 from rrcluster.config import load
 from rrcluster.core.verdict import Verdict
 from rrcluster.io.current import current
@@ -34,6 +35,27 @@ def run(tmp_path: Path) -> Path:
 
 def add(folder: Path, number: int, concept: int) -> None:
     np.save(folder / f"corpus/{number}.npy", rows_of(concept, 40, 50 + number))
+
+
+class Spilling(InProcessCompute):
+    """A compute that something was spilled on, and that is watched."""
+
+    def spilled_bytes(self) -> int:
+        return 7
+
+    def observed(self, progress: Progress) -> Progress:
+        self.watched = True
+        return progress
+
+
+def test_an_increment_is_watched_and_says_what_was_spilled(run) -> None:
+    compute = Spilling()
+    add(run, 1, 0)
+    words = [f"run_dir={run / 'run'}", "compute=in_process", "recluster.refit=never"]
+    recluster(load(words), lambda: compute, silent)
+    told = json.loads((run / "run/run.json").read_text())["increments"]["00001"]
+    assert told["spilled_bytes"] == 7
+    assert compute.watched
 
 
 def test_old_clusters_keep_every_row_and_its_id_when_a_refit_brings_a_new_one(run) -> None:
