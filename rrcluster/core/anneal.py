@@ -31,6 +31,7 @@ from rrcluster.records import setting
 
 MIN_BATCH = 256
 PLUS_PLUS = 256  # rounds of drawing where nothing is annealed: k-means++ up to so many centroids
+LEAST = 128  # rows of a product at least: fewer cost more than a thread's share of them saves
 FEW = 3  # rows of a round that are compared one after the other; more are looked up in a book
 MIN_DRAWN = 4096  # rows that starting rows are drawn from at least
 SPLIT_UNTIL = 0.7  # share of the steps after which nothing is split any more
@@ -63,9 +64,9 @@ def annealed(
     """k centroids of the rows; ``workers`` threads share the products and change no bit."""
     if not anneals(len(rows), spec):
         return starting_rows(rows, k, PLUS_PLUS, len(rows), seed, path)
-    drawn_from = spec.start_rows * k
+    rounds, drawn_from = spec.start_rounds, spec.start_rows * k
     return anneal(  # the starting rows are nobody else's: they can be let go of
-        rows, starting_rows(rows, k, spec.start_rounds, drawn_from, seed, path), spec, seed, path,
+        rows, starting_rows(rows, k, rounds, drawn_from, seed, path, workers), spec, seed, path,
         workers,
     )  # fmt: skip
 
@@ -95,6 +96,8 @@ def anneal(
     batch = min(max(k, MIN_BATCH), len(rows))
     steps = max(round(spec.epochs * len(rows) / batch), spec.min_steps)
     shares = torch.full((k,), -1.0)
+    # On a grid products are exact however rows are cut: so that every thread has its part.
+    piece = TILE if space.grid is None else min(max(-(-batch // workers), LEAST), TILE)
     # One buffer for all batches: each thread places its tiles in it.
     placed, squared = torch.empty(batch, rows.width), torch.empty(batch)
     label = torch.empty(batch, dtype=torch.int64)
@@ -103,7 +106,7 @@ def anneal(
             eta = spec.anneal_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             book = space.book(centroids)
             x, weight = rows.batch(step * batch, batch)
-            tiles = (t.split(TILE) for t in (x, placed, label, squared))
+            tiles = (t.split(piece) for t in (x, placed, label, squared))
             list(pool.map(partial(_look_up, space, book), *tiles))
             weight = torch.ones(len(x)) if weight is None else weight.float() / rows.mean_weight
             mass = torch.bincount(label, weights=weight, minlength=k).float()
@@ -211,7 +214,13 @@ class Book:
 
 
 def starting_rows(
-    rows: Rows, k: int, rounds: int, drawn_from: int, seed: int, path: tuple[str | int, ...] = ()
+    rows: Rows,
+    k: int,
+    rounds: int,
+    drawn_from: int,
+    seed: int,
+    path: tuple[str | int, ...] = (),
+    workers: int = 1,
 ) -> Float[Tensor, "k d"]:
     """k of the first ``drawn_from`` rows, drawn by squared distance to those of earlier rounds.
 
@@ -228,22 +237,26 @@ def starting_rows(
     to_one = DistancesToOne(codes) if k <= FEW * rounds else None
     squared = torch.ones(n)
     chosen = torch.empty(0, dtype=torch.int64)
-    for r in range(rounds):
-        size = k * (r + 1) // rounds - k * r // rounds
-        key = torch.empty(n).exponential_(generator=generator) / squared.clamp_min(1e-30)
-        key[chosen] = math.inf
-        drawn = key.topk(min(size, n), largest=False).indices.sort().values
-        chosen = torch.cat([chosen, drawn])
-        if r == 0:
-            squared.fill_(math.inf)
-        if to_one is not None:
-            for coded in codes[drawn]:
-                squared = torch.minimum(squared, to_one(coded))
-        else:
-            book = space.book(space.place(rows.take(drawn)))
-            for tile, part in zip(codes.split(TILE), squared.split(TILE), strict=True):
-                torch.minimum(part, book.squared(tile), out=part)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for r in range(rounds):
+            size = k * (r + 1) // rounds - k * r // rounds
+            key = torch.empty(n).exponential_(generator=generator) / squared.clamp_min(1e-30)
+            key[chosen] = math.inf
+            drawn = key.topk(min(size, n), largest=False).indices.sort().values
+            chosen = torch.cat([chosen, drawn])
+            if r == 0:
+                squared.fill_(math.inf)
+            if to_one is not None:
+                for coded in codes[drawn]:
+                    squared = torch.minimum(squared, to_one(coded))
+            else:
+                book = space.book(space.place(rows.take(drawn)))
+                list(pool.map(partial(_lower, book), codes.split(TILE), squared.split(TILE)))
     return rows.take(chosen[torch.arange(k) % len(chosen)]).float()
+
+
+def _lower(book: Book, codes: Tensor, squared: Tensor) -> None:
+    torch.minimum(squared, book.squared(codes), out=squared)
 
 
 def _codes(rows: Rows, n: int, space: Space) -> Tensor:
