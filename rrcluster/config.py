@@ -55,6 +55,9 @@ class ComputeSpec:
     readers: int | None = setting(None, "reading and decoding tasks at once; null: Ray decides")
     cpus_per_reader: float = setting(1, "CPU cores that each reading task reserves")
     memory_per_reader: int = setting(1 << 30, "bytes each reading task reserves; torch takes half")
+    memory_per_helper: int | None = setting(
+        None, "bytes of memory that each assembler, deliverer and feeder reserves"
+    )
     workers_per_feeder: int = setting(
         16, "encoders that one process feeds; with more, several share the corpus's shards"
     )

@@ -45,7 +45,8 @@ def reader_options(spec: ComputeSpec) -> dict[str, Any]:
 def helper_options(spec: ComputeSpec, cpus: float) -> dict[str, Any]:
     """Options of an assembler, a deliverer or a feeder: on the workers' machines, without any
     of the custom resources that workers are counted by."""
-    return {"num_cpus": cpus} | ({"label_selector": dict(spec.labels)} if spec.labels else {})
+    options: dict[str, Any] = {"num_cpus": cpus, "memory": spec.memory_per_helper}
+    return options | ({"label_selector": dict(spec.labels)} if spec.labels else {})
 
 
 def coordinator_options(spec: ComputeSpec) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def slots(nodes: Sequence[Mapping[str, float]], spec: ComputeSpec) -> int:
     free = [dict(node) for node in nodes]
     asides = (
         (helper_cpus(spec), float(spec.memory_per_reader)),
-        (aside_cpus(spec), float(spec.coordinator_memory or 0)),
+        (aside_cpus(spec), float(max(spec.coordinator_memory or 0, spec.memory_per_helper or 0))),
     )
     for cpus, memory in asides:
         homes = [n for n in free if n.get("CPU", 0) >= cpus and n.get("memory", 0) >= memory]

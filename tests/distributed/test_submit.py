@@ -239,5 +239,6 @@ def test_all_that_embeds_goes_to_labelled_machines_and_helpers_take_no_custom_re
     workers = (worker_options(spec, "encoder"), reader_options(spec))
     for options in (*workers, helper_options(spec, 0.1)):
         assert options["label_selector"] == {"pool": "a"}
+    assert helper_options(ComputeSpec(memory_per_helper=7), 0.1)["memory"] == 7
     assert worker_options(spec, "encoder")["resources"] == {"pool_a": 0.01}
     assert "resources" not in helper_options(spec, 0.1)
