@@ -55,6 +55,7 @@ class ShardCounts:
     read: int
     embedded: int
     bad: int
+    further: int = 0  # images beside another one of their key
     waited: float = field(default=0.0, compare=False)
     busy: float = field(default=0.0, compare=False)
 

@@ -43,6 +43,7 @@ class Sample:
     height: int
     sample_id: bytes  # 16 bytes, see DESIGN: uid of the json, else XXH3-128 of the image bytes
     pixels: npt.NDArray[np.uint8]  # RGB as the encoder sees it: (size, size, 3)
+    further: int = 0  # images of the same key, which are passed over
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Bad:
     key: str
     reason: BadReason
     detail: str
+    further: int = 0  # images of the same key, which are passed over
 
 
 class UserError(Exception):

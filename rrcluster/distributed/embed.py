@@ -45,7 +45,7 @@ from rrcluster.stages.embed import Encoding, read_batches
 RETRIES = 2  # of a shard's reading task, and of a batch whose encoder died under it
 ROUNDS = 2  # passes over shards that lost their workers, before each is embedded alone
 FEW = 8  # shards that are embedded alone at once, without another pass
-COUNTS = dict.fromkeys(("shard", "read", "embedded", "bad"), np.int64) | dict.fromkeys(
+COUNTS = dict.fromkeys(("shard", "read", "embedded", "bad", "further"), np.int64) | dict.fromkeys(
     ("waited", "busy"), np.float64
 )
 CALLS = 2  # batches at an encoder: one is encoded, one is fetched and brought to its device

@@ -60,13 +60,15 @@ def decoded(raw: Raw, shard: Shard, spec: CorpusSpec, pixels: PixelSpec) -> Samp
     """One row, decoded."""
     if raw.image is None:
         reason, detail = raw.problem or ("missing_image", "")
-        return Bad(shard.index, raw.row, raw.key, reason, detail)
+        return Bad(shard.index, raw.row, raw.key, reason, detail, raw.extra)
     try:
         array, width, height = decode.decode(raw.image, pixels, spec.max_pixels, spec.jpeg_margin)
     except decode.Undecodable as error:
-        return Bad(shard.index, raw.row, raw.key, error.reason, error.detail)
+        return Bad(shard.index, raw.row, raw.key, error.reason, error.detail, raw.extra)
     sample_id = sample_id_of(raw)
-    return Sample(shard.index, raw.row, raw.key, raw.caption, width, height, sample_id, array)
+    return Sample(
+        shard.index, raw.row, raw.key, raw.caption, width, height, sample_id, array, raw.extra
+    )
 
 
 def sample_id_of(raw: Raw) -> bytes:

@@ -125,15 +125,26 @@ def with_metadata(kind: str, schema: pa.Schema) -> pa.Schema:
 
 
 def write_table(
-    store: Store, name: str, kind: str, table: pa.Table, group_rows: int | None = None
+    store: Store,
+    name: str,
+    kind: str,
+    table: pa.Table,
+    group_rows: int | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Publish ``table`` as Parquet with the format's metadata; same rows, same bytes."""
-    store.write_bytes(name, in_parquet(kind, table, group_rows))
+    """Publish ``table`` as Parquet with the format's metadata, and ``notes`` beside it in the
+    footer; same rows, same bytes."""
+    store.write_bytes(name, in_parquet(kind, table, group_rows, notes))
 
 
-def in_parquet(kind: str, table: pa.Table, group_rows: int | None = None) -> bytes:
+def in_parquet(
+    kind: str,
+    table: pa.Table,
+    group_rows: int | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> bytes:
     """The file that ``write_table`` publishes."""
-    metadata = with_metadata(kind, table.schema).metadata
+    metadata = {**with_metadata(kind, table.schema).metadata, **(notes or {})}
     buffer = io.BytesIO()
     pq.write_table(
         table.replace_schema_metadata(metadata),
@@ -162,5 +173,15 @@ def read_table(store: Store, name: str, columns: Sequence[str] | None = None) ->
 
 def num_rows(store: Store, name: str) -> int:
     """Rows of a Parquet file, from its footer."""
+    return footer(store, name)[0]
+
+
+def footer(store: Store, name: str) -> tuple[int, dict[str, str]]:
+    """Rows of a Parquet file, and the notes that it was written with, format's and schema's too."""
     with store.open(name) as file:
-        return int(pq.ParquetFile(file).metadata.num_rows)
+        found = pq.ParquetFile(file).metadata
+        notes = {
+            key.decode(): value.decode(errors="replace")
+            for key, value in (found.metadata or {}).items()
+        }
+        return int(found.num_rows), notes

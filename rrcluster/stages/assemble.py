@@ -22,6 +22,7 @@ from rrcluster.io import tables, tally
 from rrcluster.io.store import Store
 
 Batch = dict[str, npt.NDArray[Any]]
+FURTHER = "further_images"  # note in the footer of a shard's samples
 END = "end"  # status of the row after a shard's last one; its ``row`` is the number of rows
 SPOOLED = 64 << 20  # bytes of a shard's vectors from which they wait in a file
 PIECE = 8192  # rows of them that are put in order at a time
@@ -58,6 +59,7 @@ class Arrivals:
         self._width = 0
         self._tables: list[pa.Table] = []
         self._waited = self._busy = 0.0
+        self._further = 0
         self._vectors = tempfile.SpooledTemporaryFile(max_size=SPOOLED)  # noqa: SIM115
 
     def add(self, batch: Batch, rows: npt.NDArray[np.int64]) -> None:
@@ -71,6 +73,7 @@ class Arrivals:
                 self._seen.add(row)
                 fresh.append(i)
         if fresh:
+            self._further += int(batch["further"][fresh].sum())
             self._waited += float(batch["waited"][fresh].sum())
             self._busy += float(batch["busy"][fresh].sum())
             self._tables.append(_table(batch, fresh))
@@ -91,8 +94,8 @@ class Arrivals:
         with self._vectors:
             at = order[good.to_numpy()]
             _write_vectors(store, f"embeddings/{name}.npy", self._vectors, at, self._width)
-        _write_tables(store, name, samples, spoiled.select(tables.BAD.names))
-        counts = (rows.num_rows, samples.num_rows, spoiled.num_rows)
+        _write_tables(store, name, samples, spoiled.select(tables.BAD.names), self._further)
+        counts = (rows.num_rows, samples.num_rows, spoiled.num_rows, self._further)
         return ShardCounts(self._shard, *counts, self._waited, self._busy)
 
 
@@ -104,9 +107,12 @@ def publish_shard(
     _write_tables(store, name, samples, bad)
 
 
-def _write_tables(store: Store, name: str, samples: pa.Table, bad: pa.Table) -> None:
+def _write_tables(
+    store: Store, name: str, samples: pa.Table, bad: pa.Table, further: int = 0
+) -> None:
     tables.write_table(store, f"bad/{name}.parquet", "bad", bad)
-    tables.write_table(store, f"samples/{name}.parquet", "samples", samples)
+    notes = {FURTHER: str(further)} if further else {}
+    tables.write_table(store, f"samples/{name}.parquet", "samples", samples, notes=notes)
 
 
 def _table(batch: Batch, rows: list[int]) -> pa.Table:

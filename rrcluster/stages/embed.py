@@ -7,6 +7,7 @@ a shard's files have the same names and the same bytes. ``samples/<shard>.parque
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,10 @@ from rrcluster.io.vectors import read_vectors
 from rrcluster.models.encoder import Encoder, EncoderSpec
 from rrcluster.models.load import load_encoder, views
 from rrcluster.records import Bad, Sample, Shard, UserError
-from rrcluster.stages.assemble import END, Batch, publish_shard
+from rrcluster.stages.assemble import END, FURTHER, Batch, publish_shard
 from rrcluster.stages.run import Record, Run, split_evenly
 
+log = logging.getLogger("rrcluster")
 NO_VECTOR = "the encoder gave no finite vector for it"
 READ_ROWS = 32  # rows per block between reading and encoding: bounds memory, 5 MB at 224 pixels
 
@@ -65,7 +67,10 @@ def embed(
         embedded = sum(c.embedded for c in done.values())
         bad = sum(c.bad for c in done.values())
         counts |= {"shards": len(done), "read": read, "embedded": embedded, "bad": bad}
-        counts["resumed"] = resumed
+        further = sum(c.further for c in done.values())
+        counts |= {"resumed": resumed, "further_images": further}
+        if further:
+            log.info("%d images were passed over: their keys have other images", further)
     seconds = record.content["stages"]["embed"]["seconds"]
     gpus = run.config.compute.gpus_per_worker * compute.workers
     record.describe(
@@ -146,9 +151,10 @@ class StoredCounts:
     def __call__(self, shards: list[Shard]) -> list[ShardCounts]:
         found = []
         for shard in shards:
-            embedded = tables.num_rows(self.store, f"samples/{shard.name}.parquet")
+            embedded, notes = tables.footer(self.store, f"samples/{shard.name}.parquet")
             bad = tables.num_rows(self.store, f"bad/{shard.name}.parquet")
-            found.append(ShardCounts(shard.index, embedded + bad, embedded, bad))
+            further = int(notes.get(FURTHER, 0))
+            found.append(ShardCounts(shard.index, embedded + bad, embedded, bad, further))
         return found
 
 
@@ -178,7 +184,7 @@ def pixel_spec(encoder: EncoderSpec) -> PixelSpec:
 
 def row_of(item: Sample | Bad, shape: tuple[int, ...]) -> dict[str, Any]:
     """A row of a batch; a bad one carries a blank picture and its reason as status."""
-    row = {"shard": item.shard, "row": item.row, "key": item.key}
+    row = {"shard": item.shard, "row": item.row, "key": item.key, "further": item.further}
     if isinstance(item, Bad):
         return (
             _UNREAD | row | {"status": item.reason, "detail": item.detail, "pixels": _blank(shape)}
@@ -200,7 +206,9 @@ def end_row(shard: Shard, rows: int, shape: tuple[int, ...]) -> dict[str, Any]:
     return _UNREAD | end | {"pixels": _blank(shape)}
 
 
-_UNREAD = {"caption": None, "width": 0, "height": 0, "sample_id": np.zeros(16, np.uint8)}
+_UNREAD = {
+    "caption": None, "width": 0, "height": 0, "sample_id": np.zeros(16, np.uint8), "further": 0,
+}  # fmt: skip
 
 
 def _blank(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -110,3 +111,25 @@ def test_a_named_open_clip_model_with_a_local_checkpoint_does_the_whole_job(
     assert np.load(run_dir / "embeddings/000000.npy").shape == (40, 256)
     assert assignments(run_dir).num_rows == 80
     assert len(record(run_dir)["model_hash"]) == 64
+
+
+def test_images_beside_another_of_their_key_are_passed_over_and_counted(drawn, tmp_path) -> None:
+    corpus, run_dir = tmp_path / "corpus", tmp_path / "run"
+    corpus.mkdir()
+    rows = samples(drawn)[:120]
+    for shard in range(2):
+        with tarfile.open(corpus / f"{shard}.tar", "w") as tar:
+            for key, image, _ in rows[shard::2]:
+                for name in (f"{key}.jpg", f"{key}.left.jpg", f"{key}.right.jpg")[: 1 + 2 * shard]:
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(image)
+                    tar.addfile(entry, io.BytesIO(image))
+    settings = (f"corpus.uri={corpus}", f"run_dir={run_dir}", "k=[2,4]", *in_process())
+    result = job("cluster", *settings)
+    assert result.status == 0, result.err
+    assert "120 images were passed over" in result.err
+    counts = record(run_dir)["stages"]["embed"]["counts"]
+    assert (counts["read"], counts["embedded"], counts["further_images"]) == (120, 120, 120)
+    again = job("cluster", *settings)  # told by the files this time
+    assert again.status == 0, again.err
+    assert record(run_dir)["stages"]["embed"]["counts"]["further_images"] == 120

@@ -17,10 +17,10 @@ from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
 from rrcluster.stages import assemble
 from rrcluster.stages.assemble import END, Assembler
-from rrcluster.stages.embed import NO_VECTOR, Encoding, Flow, columns, read_batches
+from rrcluster.stages.embed import NO_VECTOR, Encoding, Flow, StoredCounts, columns, read_batches
 
 
-def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4):
+def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4, further: int = 0):
     """Batches of one row each, the end mark last."""
     total = len(good) + len(bad)
     for row in range(total + 1):
@@ -37,6 +37,7 @@ def rows_of(shard: int, good: list[int], bad: list[int], width: int = 4):
             "height": np.array([9]),
             "sample_id": np.full((1, 16), row, np.uint8),
             "embedding": vector[None].view(np.uint8),
+            "further": np.array([further if row == 1 else 0], np.int32),
             "waited": np.array([0.5], np.float32),
             "busy": np.array([0.25], np.float32),
         }
@@ -53,14 +54,15 @@ def published(store: Store, shard: int):
 
 def test_rows_in_any_order_and_twice_give_the_same_bytes(tmp_path) -> None:
     straight, shuffled = Store(str(tmp_path / "a")), Store(str(tmp_path / "b"))
-    batches = list(rows_of(3, [0, 2, 3], [1]))
+    batches = list(rows_of(3, [0, 2, 3], [1], further=2))
     one, two = Assembler(straight), Assembler(shuffled)
     for batch in batches:
         one.add(batch)
     answers = []
     for batch in [batches[4], batches[2], batches[2], batches[0], batches[3], batches[1]]:
         answers += two.add(batch)
-    assert answers == [ShardCounts(3, 4, 3, 1)]
+    assert answers == [ShardCounts(3, 4, 3, 1, 2)]
+    assert list(StoredCounts(shuffled)([Shard(3, "", "webdataset", 0, "")])) == answers
     assert (answers[0].waited, answers[0].busy) == (4 * 0.5, 4 * 0.25)  # a row twice counts once
     assert published(straight, 3) == published(shuffled, 3)
 
@@ -121,7 +123,8 @@ class Overflowing:
 def test_a_picture_without_a_finite_vector_becomes_a_counted_bad_row(tmp_path) -> None:
     rows = [
         {
-            "shard": 0, "row": row, "status": END if row == 4 else "", "key": str(row),
+            "further": 0, "shard": 0, "row": row,
+            "status": END if row == 4 else "", "key": str(row),
             "detail": "", "caption": None, "width": 8, "height": 8,
             "sample_id": np.full(16, row, np.uint8), "pixels": np.zeros((2, 2, 3), np.uint8),
         }
@@ -152,6 +155,7 @@ def test_a_shard_of_many_rows_is_written_from_a_file_to_the_same_bytes(
                 "detail": np.full(len(rows), "", object),
                 "caption": np.array([None if r % 2 else f"{r}" for r in rows], object),
                 "width": rows, "height": rows, "sample_id": np.zeros((len(rows), 16), np.uint8),
+                "further": np.zeros(len(rows), np.int32),
                 "waited": np.zeros(len(rows), np.float32), "busy": np.ones(len(rows), np.float32),
                 "embedding": np.repeat(rows[:, None] % 2000, width, 1).astype(np.float16)
                 .view(np.uint8),
@@ -241,7 +245,7 @@ def test_rows_carry_the_seconds_that_their_encoder_waited_and_was_busy(monkeypat
         timed.now += idle
         found = encode(batch)
         assert (found["waited"].tolist(), found["busy"].tolist()) == ([idle], [3.0])
-        flow.add(ShardCounts(0, 40, 40, 0, idle, 3.0))
+        flow.add(ShardCounts(0, 40, 40, 0, 0, idle, 3.0))
     assert flow.facts == {"encoder_wait_share": 0.25}
     assert flow.words == "130 images read, 0 bad, 10 images/s, encoders waited 25%"
 
