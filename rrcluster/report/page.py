@@ -222,6 +222,7 @@ def _environment() -> jinja2.Environment:
         "codes": codes,
         "median": advice.median,
         "significant": words.significant,
+        "rates": words.rates,
         "plural": words.plural,
     }
     environment.globals["search_text"] = search_text

@@ -10,7 +10,7 @@ from rrcluster.io.store import Store
 from rrcluster.report import advice
 from rrcluster.report.progress import Progress, Stage, read_progress
 from rrcluster.report.summary import Cluster, Summary, read_tree
-from rrcluster.report.words import duration, percent, significant
+from rrcluster.report.words import duration, percent, rates, significant
 
 ROWS = 60  # clusters listed; the page and clusters/ have more
 BAR = 14  # characters of a full bar
@@ -111,10 +111,7 @@ def _below(progress: Progress) -> Text:
 def _rate(stage: Stage) -> str:
     if stage.status == "running" and stage.left is not None:
         return f"{significant(60 * stage.done / stage.seconds)} parts/min"
-    return ", ".join(
-        f"{significant(value)} {name.replace('_per_second', '/s').replace('_', ' ')}"
-        for name, value in stage.rates.items()
-    )
+    return rates(stage.rates)
 
 
 def plain(text: str) -> str:

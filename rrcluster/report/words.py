@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 
 def percent(share: float) -> str:
@@ -37,3 +38,13 @@ def size_in_bytes(count: float) -> str:
 def significant(value: float) -> str:
     """Three significant digits without an exponent for usual sizes."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def rates(found: Mapping[str, float]) -> str:
+    """A stage's rates: ``412 images/s, 1% encoder wait``."""
+    said = []
+    for name, value in sorted(found.items(), key=lambda item: item[0].endswith("_share")):
+        what = name.removesuffix("_share").replace("_per_second", "/s").replace("_", " ")
+        amount = f"{value:.0%}" if name.endswith("_share") else significant(value)
+        said.append(f"{amount} {what}")
+    return ", ".join(said)

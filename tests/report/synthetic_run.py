@@ -208,7 +208,7 @@ def _record(embedded: int, shards: int, finished: bool, levels: list[int]) -> di
         "manifest": {"status": "done", "seconds": 0.2, "counts": {"shards": shards}},
         "embed": {
             "status": "done", "seconds": 75.0, "counts": counts,
-            "rates": {"images_per_second": 412.5}, "gpu_hours": 0.02,
+            "rates": {"encoder_wait_share": 0.034, "images_per_second": 412.5}, "gpu_hours": 0.02,
         },
     }  # fmt: skip
     if finished:

@@ -51,7 +51,7 @@ def test_no_clusters_yet_is_said(tmp_path: Path) -> None:
 
 def test_status_shows_every_stage_the_counts_and_what_to_do(run: Store) -> None:
     text = _text(status_table(run))
-    assert "412 images/s" in text
+    assert "412 images/s, 3% encoder wait" in " ".join(text.split())
     assert "3 / 3" in text
     assert "✓ 126 read = 120 embedded + 6 bad" in text
     assert "/assignments" in text.replace("\n", "")
