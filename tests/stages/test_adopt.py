@@ -69,7 +69,9 @@ def test_every_row_keeps_its_cluster_and_path(made, tmp_path, capsys) -> None:
     progress = read_progress(Store(f"{tmp_path}/run"))
     assert progress.finished
     assert progress.reconciles
-    assert "cluster 1" in (tmp_path / "run/report/index.html").read_text()
+    page = (tmp_path / "run/report/index.html").read_text()
+    assert "cluster 1" in page
+    assert "adopted hierarchy has no model" in page
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run/assignments").rglob("*.parquet")}
     assert adopt(load(settings)) == 0
     assert before == {p: p.stat().st_mtime_ns for p in before}
