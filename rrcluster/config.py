@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from hydra import compose, initialize_config_module
@@ -316,8 +317,13 @@ def _forced(override: str) -> str:
     """A setting that there is may be added or replaced: nobody need know which of the two it is."""
     plain = override.lstrip("+")
     name = plain.partition("=")[0]
-    known = {setting for setting, _, _ in settings_help()}
-    return f"++{plain}" if name in known or name.startswith(_FREE_FORM) else override
+    return f"++{plain}" if name in _known() or name.startswith(_FREE_FORM) else override
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    """The names of all settings."""
+    return tuple(name for name, _, _ in settings_help())
 
 
 def _parses(override: str) -> bool:
@@ -336,7 +342,7 @@ _FREE_FORM = (
 
 
 def _override_error(overrides: Sequence[str], error: Exception) -> UserError:
-    known = [name for name, _, _ in settings_help()] + ["encoder", "compute"]
+    known = [*_known(), "encoder", "compute"]
     for override in overrides:
         name, equals, value = override.partition("=")
         bare = name.lstrip("+~")

@@ -13,10 +13,10 @@ a range of hash keys: it does not depend on shards or workers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -171,17 +171,15 @@ class Space:
     def book(self, placed: Tensor) -> Book:
         if self.grid is None:
             return Book(placed, None)
-        codes = torch.empty(placed.shape, dtype=torch.int8)
-        for tile, coded in zip(placed.split(TILE), codes.split(TILE), strict=True):
-            coded.copy_(self.grid.round(tile))
-        return Book(None, Codebook(codes))
+        tiles = (self.grid.round(tile) for tile in placed.split(TILE))
+        return Book(None, Codebook(_joined(tiles, len(placed))))
 
     def book_of(self, centroids: Tensor) -> Book:
         """``book`` of centroids as they are; on a grid they are placed a tile at a time."""
         if self.grid is None:
             return Book(self.place(centroids), None)
-        tiles = [self.coded(tile) for tile in centroids.split(TILE)]
-        return Book(None, Codebook(torch.cat(tiles)))
+        tiles = (self.coded(tile) for tile in centroids.split(TILE))
+        return Book(None, Codebook(_joined(tiles, len(centroids))))
 
 
 @dataclass(frozen=True)
@@ -231,7 +229,8 @@ def starting_rows(
     """
     n = min(len(rows), max(drawn_from, MIN_DRAWN))
     space = Space.of(rows)
-    codes = _codes(rows, n, space)
+    tiles = (rows.batch(start, min(TILE, n - start))[0] for start in range(0, n, TILE))
+    codes = _joined((space.coded(tile) for tile in tiles), n)
     generator = keys.generator(seed, *path, "start")
     rounds = max(min(k, rounds), 1)
     to_one = DistancesToOne(codes) if k <= FEW * rounds else None
@@ -259,14 +258,15 @@ def _lower(book: Book, codes: Tensor, squared: Tensor) -> None:
     torch.minimum(squared, book.squared(codes), out=squared)
 
 
-def _codes(rows: Rows, n: int, space: Space) -> Tensor:
-    """The first n rows as a book looks them up; no more of them is copied than a tile."""
-    tiles = (space.coded(rows.batch(i, min(TILE, n - i))[0]) for i in range(0, n, TILE))
-    first = next(tiles)
-    codes = first.new_empty(n, first.shape[1])
-    for start, tile in zip(range(0, n, TILE), chain([first], tiles), strict=True):
-        codes[start : start + TILE] = tile
-    return codes
+def _joined(tiles: Iterable[Tensor], rows: int) -> Tensor:
+    """Tiles of ``rows`` rows in all as one tensor; none is kept beside it."""
+    joined, start = torch.empty(0), 0
+    for tile in tiles:
+        if start == 0:
+            joined = tile.new_empty(rows, tile.shape[1])
+        joined[start : start + len(tile)] = tile
+        start += len(tile)
+    return joined
 
 
 class DistancesToOne:

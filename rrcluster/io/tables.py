@@ -173,15 +173,10 @@ def read_table(store: Store, name: str, columns: Sequence[str] | None = None) ->
 
 def num_rows(store: Store, name: str) -> int:
     """Rows of a Parquet file, from its footer."""
-    return footer(store, name)[0]
+    return int(footer(store, name).num_rows)
 
 
-def footer(store: Store, name: str) -> tuple[int, dict[str, str]]:
-    """Rows of a Parquet file, and the notes that it was written with, format's and schema's too."""
+def footer(store: Store, name: str) -> pq.FileMetaData:
+    """The footer of a Parquet file; ``metadata`` of it has the notes that it was written with."""
     with store.open(name) as file:
-        found = pq.ParquetFile(file).metadata
-        notes = {
-            key.decode(): value.decode(errors="replace")
-            for key, value in (found.metadata or {}).items()
-        }
-        return int(found.num_rows), notes
+        return pq.ParquetFile(file).metadata

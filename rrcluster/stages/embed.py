@@ -151,9 +151,9 @@ class StoredCounts:
     def __call__(self, shards: list[Shard]) -> list[ShardCounts]:
         found = []
         for shard in shards:
-            embedded, notes = tables.footer(self.store, f"samples/{shard.name}.parquet")
+            footer = tables.footer(self.store, f"samples/{shard.name}.parquet")
             bad = tables.num_rows(self.store, f"bad/{shard.name}.parquet")
-            further = int(notes.get(FURTHER, 0))
+            embedded, further = footer.num_rows, int(footer.metadata.get(FURTHER.encode(), 0))
             found.append(ShardCounts(shard.index, embedded + bad, embedded, bad, further))
         return found
 

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from clip_like import vectors_folder
+from resident import forget_peak, resident
 from sklearn.linear_model import LogisticRegression
 
 from pipelines.cluster import cluster
@@ -228,18 +229,12 @@ def select_alone(run_dir: str, n: int) -> None:
     del table, columns, scores, ids, leaf
     pa.default_memory_pool().release_unused()
     before = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    forget_peak()
     started = time.perf_counter()
     with InProcessCompute(1) as compute:
         sample(config, store, compute, silent)
-    told = {"seconds": time.perf_counter() - started, "grown": (resident("VmHWM") - before) / 1024}
+    told = {"seconds": time.perf_counter() - started, "grown": (resident("VmHWM") - before) / 2**20}
     print(json.dumps(told))
-
-
-def resident(what: str = "VmRSS") -> int:
-    """Kilobytes of this process, now or at its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def row(

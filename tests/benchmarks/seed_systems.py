@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from resident import forget_peak, resident
 
 Fit = Callable[[np.ndarray, dict[str, Any]], tuple[np.ndarray, int]]
 Prepared = tuple[type, Fit]  # the type of rows that the system wants, and its fit
@@ -189,17 +190,11 @@ def rows_of(path: str, kind: type) -> np.ndarray:
     return x
 
 
-def memory(name: str) -> int:
-    """Bytes that this process has (VmRSS), or has had at most (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{name}:")[1].split()[0]) * 1024
-
-
 def warm_up(fit: Fit, kind: type, case: dict[str, Any]) -> None:
     """A fit of few rows: libraries load their kernels and start their threads."""
     few = np.random.default_rng(0).standard_normal((2048, case["d"])).astype(kind)
     fit(few, case | {"k": 64, "cells": 0, "passes": 1})
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    forget_peak()
 
 
 def main() -> None:
@@ -211,12 +206,12 @@ def main() -> None:
     kind, fit = SYSTEMS[options.system]()
     if options.system != "rrcluster on Ray":
         warm_up(fit, kind, case)
-    before = memory("VmRSS")
+    before = resident()
     x = rows_of(case["rows"], kind)
     wall, cpu = time.perf_counter(), time.process_time()
     centroids, passes = fit(x, case)
     wall, cpu = case.get("timed") or (time.perf_counter() - wall, time.process_time() - cpu)
-    peak_bytes = memory("VmHWM") - before
+    peak_bytes = resident("VmHWM") - before
     np.save(case["out"], centroids)
     print(json.dumps({"seconds": wall, "cpu": cpu, "passes": passes, "peak": peak_bytes}))
 
