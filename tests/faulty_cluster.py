@@ -24,6 +24,9 @@ from ray._private.internal_api import node_stats
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
+# Ray spills when a store is nearly full, which backpressure does not let happen: with these in its
+# environment it wants to as soon as a twentieth is used.
+SPILL_EARLY = {"RAY_object_spilling_threshold": "0.05", "RAY_min_spilling_size": "1"}
 # What Ray calls the processes of each role (``ps`` shows it).
 TITLES = {
     "encoder": ("ray::MapWorker(MapBatches(Encode))",),
@@ -319,3 +322,10 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def spilling(disk: Path) -> tuple[int, int]:
+    """How often the newest Ray of this machine wanted to spill, and found ``disk`` full."""
+    lines = Path("/tmp/ray/session_latest/logs/raylet.out").read_text().splitlines()
+    wanted = sum("Triggering object spilling" in line for line in lines)
+    return wanted, sum(disk.name in line and "% full" in line for line in lines)

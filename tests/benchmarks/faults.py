@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ sys.path.insert(0, str(TESTS))
 
 from faulty_cluster import (  # noqa: E402 - the tests' folder must be on the path
     ROLES,
+    SPILL_EARLY,
     FaultyCluster,
     Killer,
     Memory,
@@ -41,6 +43,7 @@ from faulty_cluster import (  # noqa: E402 - the tests' folder must be on the pa
     differences,
     disturbed_run,
     small_disk,
+    spilling,
 )
 from job_fixtures import SMALL  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
@@ -67,12 +70,19 @@ class Bench:
         self.calm = folder / "calm"
         self.calm_seconds = self.run(self.calm, "compute=in_process").seconds
 
-    def run(self, run_dir: Path | str, *overrides: str, program: Sequence[str] = ()) -> Outcome:
+    def run(
+        self,
+        run_dir: Path | str,
+        *overrides: str,
+        program: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
         """One attempt whose processes are left alone; ``program`` is the pipeline by default."""
         started = time.monotonic()
         settings = (*self.settings, f"run_dir={run_dir}", "compute.workers=2", *overrides)
         line = [*program, *settings] if program else command(*settings)
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        around = os.environ | (environment or {})
+        done = subprocess.run(line, capture_output=True, text=True, check=False, env=around)
         said = done.stdout + done.stderr
         return Outcome(done.returncode, time.monotonic() - started, [], 0, 1, said)
 
@@ -84,13 +94,19 @@ class Bench:
         }  # fmt: skip
 
     def verdict(
-        self, case: str, run_dir: Path, found: Outcome, elsewhere: bool = False, **params: Any
+        self,
+        case: str,
+        run_dir: Path,
+        found: Outcome,
+        elsewhere: bool = False,
+        calm: Path | None = None,
+        **params: Any,
     ) -> Rows:
         """The rows of one disturbed run; raises AssertionError when it did not come out right."""
         assert found.status == 0, found.said[-4000:]
         # The manifest names where the corpus is, and another place is another name.
         moved = {"manifest/increment=00000.parquet"} if elsewhere else set()
-        wrong = [name for name in differences(run_dir, self.calm) if name not in moved]
+        wrong = [name for name in differences(run_dir, calm or self.calm) if name not in moved]
         assert not wrong, f"{case}: {len(wrong)} files differ, first {wrong[:3]}"
         yield self.row(case, "files_that_differ", len(wrong), "files", **params)
         yield self.row(case, "seconds", found.seconds, "s", **params)
@@ -115,7 +131,10 @@ def kills(bench: Bench) -> Rows:
             killer = Killer(cluster, ROLES, 1000 * bench.seed + number, KILLS_PER_RUN, PAUSE, done)
             fed = f"compute.workers_per_feeder={1 + number % 2}"  # two feeders, or none
             found = disturbed_run(run_dir, killer, (*settings, fed, f"run_dir={run_dir}"))
-            extra = {"run": number, "kills": [f"{stage} {role}" for stage, role in found.kills]}
+            extra: dict[str, Any] = {
+                "run": number,
+                "kills": [f"{stage} {role}" for stage, role in found.kills],
+            }
             yield from bench.verdict("kills", run_dir, found, **extra)
             yield bench.row("kills", "kills", len(found.kills), "kills", **extra)
             yield bench.row("kills", "published_again", found.published_again, "files", **extra)
@@ -144,17 +163,34 @@ def full_run_folder(bench: Bench) -> Rows:
         yield from bench.verdict("full disk, run folder", disk / "run", found)
 
 
-def small_store_and_full_spill_folder(bench: Bench) -> Rows:
-    """An object store of 200 MB whose spill folder holds nothing: backpressure must be enough."""
-    disk, run_dir = bench.folder / "spill", bench.folder / "spill-run"
-    with small_disk(disk, "64k"):
-        found = bench.run(
-            run_dir, "compute=local", "compute.object_store_memory=200000000",
-            f"compute.spill_dir={disk}",
-        )  # fmt: skip
-        used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file())
-        yield from bench.verdict("200 MB object store, full spill folder", run_dir, found)
-        yield bench.row("200 MB object store, full spill folder", "spilled", used, "bytes")
+def small_store_and_spill_folder(bench: Bench) -> Rows:
+    """A small object store that Ray wants to empty all the time, into a folder that is full, one
+    that fills up on the way, and one that has room.
+
+    The pixels of these images, 77 kB each, are several times the store.
+    """
+    images = 480 if bench.size == "quick" else 3600
+    corpus, calm = bench.folder / "spill-corpus", bench.folder / "spill-calm"
+    draw_corpus(str(corpus), images, 100, 7, lambda *_, **__: None)
+    settings = (f"corpus.uri={corpus}", *small_vit(bench.folder), "seeding.fit_rows=200")
+    undisturbed = bench.run(calm, *settings, "compute=in_process")
+    assert undisturbed.status == 0, undisturbed.said[-4000:]
+    for size in ("64k", "8m", "1g"):
+        case, run_dir = f"100 MB object store, spill folder of {size}", bench.folder / f"s-{size}"
+        disk = bench.folder / f"spill-{size}"
+        with small_disk(disk, size):
+            found = bench.run(
+                run_dir, *settings, "compute=local", "compute.object_store_memory=100000000",
+                f"compute.spill_dir={disk}", environment=SPILL_EARLY,
+            )  # fmt: skip
+        yield from bench.verdict(case, run_dir, found, calm=calm, images=images)
+        spilled = json.loads((run_dir / "run.json").read_text())["spilled_bytes"]
+        wanted, full = spilling(disk)
+        assert wanted, "Ray never wanted to spill"
+        assert full or size != "64k", "the spill folder was never found full"
+        yield bench.row(case, "wanted_to_spill", wanted, "times")
+        yield bench.row(case, "found_full", full, "times")
+        yield bench.row(case, "spilled", spilled, "bytes")
 
 
 JUMPING_CLOCK = """
@@ -260,7 +296,7 @@ def ten_times_the_corpus(bench: Bench) -> Rows:
 CASES: dict[str, Callable[[Bench], Rows]] = {
     "kills": kills,
     "full-run-folder": full_run_folder,
-    "small-store": small_store_and_full_spill_folder,
+    "small-store": small_store_and_spill_folder,
     "clock": clock_jumps,
     "storage": failing_storage,
     "ten-times": ten_times_the_corpus,
