@@ -251,6 +251,7 @@ def starting_rows(
             else:
                 book = space.book(space.place(rows.take(drawn)))
                 list(pool.map(partial(_lower, book), codes.split(TILE), squared.split(TILE)))
+    del codes, to_one, squared, key  # as large as several tables of centroids
     return rows.take(chosen[torch.arange(k) % len(chosen)]).float()
 
 

@@ -36,9 +36,9 @@ class Grid:
     def of(sample: Float[Tensor, "m d"]) -> Grid | None:
         """The grid that spans the sample; None where rows are too narrow or all equal."""
         d = sample.shape[1]
-        x = sample.double()
-        centre = x.mean(0)
-        spread = float((x - centre).square().mean().sqrt())
+        centre = torch.stack([x.double().sum(0) for x in sample.split(ROWS)]).sum(0) / len(sample)
+        squares = [(x.double() - centre).square().sum() for x in sample.split(ROWS)]
+        spread = math.sqrt(float(torch.stack(squares).sum()) / sample.numel())
         if d < MIN_WIDTH or spread < 1e-6:
             return None
         limit = min(127, math.isqrt(EXACT // d))
@@ -50,7 +50,7 @@ class Grid:
 
     def back(self, placed: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Rows in units of the grid as rows of the data."""
-        return placed / self.scale + self.centre
+        return (placed / self.scale).add_(self.centre)
 
     def round(self, placed: Float[Tensor, "n d"]) -> Int8[Tensor, "n d"]:
         """Placed rows on the grid."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rrcluster.core.cells import nearest, routed
-from rrcluster.core.kmeans import OnPass, SeedingSpec, State, fit
+from rrcluster.core.kmeans import UNIT, OnPass, SeedingSpec, State, fit
 from rrcluster.core.shards import MemoryShards, Shards
 
 FitCells = Callable[[Tensor, Tensor], Iterable[Tensor]]
@@ -55,7 +55,8 @@ def top_down(
 ) -> Seeds:
     """One flat fit if ``leaves`` are few, else cells that are split each on its own.
 
-    Leaves are given to cells in proportion to their rows, or by ``shares_of(sizes, leaves)``.
+    Leaves are given to cells in proportion to their inertia, as the best quantizer of wide rows has
+    cells of equal inertia (Gersho 1979), or by ``shares_of(sizes, leaves)``.
     ``cells`` (c, d) goes on from a finished coarse level, which ``on_cells`` receives, and
     ``resume`` from within one. ``fit_cells(cells, shares)`` gives the leaves of each cell, in
     order: wherever its rows are; None: in this process.
@@ -70,11 +71,16 @@ def top_down(
         cells = fit(shards, num_cells, spec, seed, ("cells",), on_pass, resume).centroids
         if on_cells is not None:
             on_cells(cells)
-    shares = (shares_of or apportion)(shards.total(CellSizes(cells))["count"], leaves)
+    found_sizes = shards.total(CellSizes(cells))
+    sizes = found_sizes["count"]
+    if shares_of is not None:
+        shares = shares_of(sizes, leaves)
+    else:
+        shares = apportion(found_sizes["inertia"], leaves, sizes)
     fit_cells = fit_cells or (lambda cells, shares: _fit_here(shards, cells, shares, spec, seed))
     found_leaves = list(fit_cells(cells, shares))
-    sizes = torch.tensor([len(found) for found in found_leaves])
-    cell_of_leaf = torch.repeat_interleave(torch.arange(len(cells)), sizes)
+    numbers = torch.tensor([len(found) for found in found_leaves])
+    cell_of_leaf = torch.repeat_interleave(torch.arange(len(cells)), numbers)
     return Seeds(cells, torch.cat(found_leaves), cell_of_leaf)
 
 
@@ -89,13 +95,15 @@ def leaves_of_cell(
 
 @dataclass(frozen=True)
 class CellSizes:
-    """The statistic: rows nearest to each cell, (c,) int64."""
+    """The statistic: rows nearest to each cell, (c,) int64, and their inertia in units, int64."""
 
     cells: Tensor
 
     def __call__(self, x: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
-        labels, _ = nearest(x, self.cells)
-        return {"count": torch.bincount(labels, minlength=len(self.cells))}
+        labels, squared = nearest(x, self.cells)
+        units = (squared.double() / UNIT).round().long()  # whole numbers: exact in any order
+        inertia = torch.zeros(len(self.cells), dtype=torch.int64).index_add_(0, labels, units)
+        return {"count": torch.bincount(labels, minlength=len(self.cells)), "inertia": inertia}
 
 
 @dataclass(frozen=True)
@@ -126,14 +134,17 @@ def whole_blocks(x: Tensor, spec: SeedingSpec, workers: int = 1) -> MemoryShards
     return MemoryShards(list(x.split(spec.block_rows)) or [x], workers)
 
 
-def apportion(sizes: Int[Tensor, " c"], total: int) -> Int[Tensor, " c"]:
-    """``total`` shared in proportion to ``sizes`` by largest remainders, at least 1 where size > 0.
+def apportion(
+    weights: Int[Tensor, " c"], total: int, sizes: Int[Tensor, " c"]
+) -> Int[Tensor, " c"]:
+    """``total`` shared in proportion to ``weights`` by largest remainders, at least 1 where the
+    size is not 0.
 
     No cell gets more than its size. Sums to ``min(total, sizes.sum())``, or to the number of
     non-empty cells when that is larger.
     """
     total = min(total, int(sizes.sum()))
-    exact = sizes.double() * total / sizes.sum().clamp_min(1)
+    exact = _in_proportion(weights.double(), float(total), sizes.double())
     share = torch.minimum(exact.floor().long().clamp_min(1), sizes)
     while int(share.sum()) != total:
         gap = total - int(share.sum())
@@ -150,3 +161,16 @@ def apportion(sizes: Int[Tensor, " c"], total: int) -> Int[Tensor, " c"]:
                 break
             share[worst] -= 1
     return share
+
+
+def _in_proportion(weights: Tensor, total: float, sizes: Tensor) -> Tensor:
+    """``total`` shared exactly in proportion to weights; what cells cannot take goes to others."""
+    share, still = torch.zeros_like(weights), torch.ones_like(weights, dtype=torch.bool)
+    while True:
+        given = weights * total / weights[still].sum().clamp_min(1)
+        full = still & (given > sizes)
+        if not bool(full.any()):
+            return torch.where(still, given, share)
+        share[full] = sizes[full]
+        total -= float(sizes[full].sum())
+        still &= ~full

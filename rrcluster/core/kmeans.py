@@ -8,6 +8,7 @@ by Lloyd's iterations over the blocks, wherever these are. Hierarchies of either
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from rrcluster.core import keys
 from rrcluster.core.anneal import AnnealSpec, Space, annealed, anneals, unit
-from rrcluster.core.shards import Shards
+from rrcluster.core.shards import ALONE, Shards
 from rrcluster.records import setting
 
-SUM_ROWS = 1024  # rows labelled and summed at a time
+SUM_ROWS = 512  # rows labelled and summed at a time
 PROBE_ROWS = 4096  # on which it is seen how many rows move
 UNIT = 2.0**-24  # of squared norms in sums
 ALIKE = 1e-6  # mean squared distance below which rows count as equal
@@ -94,19 +95,27 @@ class ClusterSums:
     centroids: Float[Tensor, "k d"]
 
     def __call__(self, x: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
-        k, d = self.centroids.shape
-        count, square = torch.zeros(2, k, dtype=torch.float64)
-        sums = {"count": count, "sum": torch.zeros(k, d, dtype=torch.float64), "square": square}
+        sums = self.zeros()
         self.add(sums, x, weights)
         return sums
 
-    def add(self, total: dict[str, Tensor], x: Tensor, weights: Tensor | None = None) -> None:
-        """Add a block's sums to ``total`` where it lies: k d numbers less than two answers have."""
+    def zeros(self) -> dict[str, Tensor]:
+        """The sums of no rows."""
         k, d = self.centroids.shape
+        count, square = torch.zeros(2, k, dtype=torch.float64)
+        return {"count": count, "sum": torch.zeros(k, d, dtype=torch.float64), "square": square}
+
+    def add(
+        self,
+        total: dict[str, Tensor],
+        x: Tensor,
+        weights: Tensor | None = None,
+        turn: AbstractContextManager[Any] = ALONE,
+    ) -> None:
+        """Add a block's sums to ``total`` where it lies; threads that share it take turns."""
         book = self.space.book_of(self.centroids)
-        sums, count, square = (total[name] for name in ("sum", "count", "square"))
         # One buffer: fresh memory for every tile costs more than the sums.
-        wide = torch.empty(min(SUM_ROWS, len(x)), d, dtype=torch.float64)
+        wide = torch.empty(min(SUM_ROWS, len(x)), x.shape[1], dtype=torch.float64)
         for start in range(0, len(x), SUM_ROWS):
             rows = x[start : start + SUM_ROWS].float()
             label = book.labels(self.space.coded(rows))
@@ -116,9 +125,10 @@ class ClusterSums:
             if weights is not None:
                 weight = weights[start : start + SUM_ROWS].double()
                 exact.mul_(weight[:, None])
-            sums.index_add_(0, label, exact)
-            count += torch.bincount(label, weights=weight, minlength=k)
-            square += torch.bincount(label, weights=weight * norms, minlength=k)
+            with turn:
+                total["sum"].index_add_(0, label, exact)
+                total["count"].index_add_(0, label, weight)
+                total["square"].index_add_(0, label, weight * norms)
 
 
 def fit(
@@ -181,6 +191,7 @@ def lloyd(
         everything = state.blocks == total
         if (settled and everything) or state.iteration + 1 >= spec.iterations:
             return found
+        del sums  # before those of the next pass are made
         blocks = min(2 * state.blocks, total) if settled else state.blocks
         refilled = _refilled(found, seed, (*path, "refill", state.iteration))
         state = State(state.iteration + 1, blocks, refilled)
@@ -214,16 +225,24 @@ def _inertia(sums: dict[str, Tensor], centroids: Tensor) -> Tensor:
 
 def _means(sums: dict[str, Tensor], centroids: Tensor, spec: SeedingSpec) -> Tensor:
     """The means of the rows, of unit length where the metric is spherical; empty ones stay."""
-    parts = zip(sums["sum"].split(SUM_ROWS), sums["count"].split(SUM_ROWS), strict=True)
-    means = torch.cat([(total / n.clamp_min(1)[:, None]).float() for total, n in parts])
-    means = unit(means) if spec.metric == "spherical" else means
-    return torch.where((sums["count"] > 0)[:, None], means, centroids)
+    means = torch.empty_like(centroids)
+    tiles = (x.split(SUM_ROWS) for x in (means, sums["sum"], sums["count"]))
+    for mean, total, n in zip(*tiles, strict=True):  # no second table of k d numbers beside it
+        mean.copy_(total / n.clamp_min(1)[:, None])
+        if spec.metric == "spherical":
+            mean.copy_(unit(mean))
+    empty = sums["count"] == 0
+    means[empty] = centroids[empty]
+    return means
 
 
 def _refilled(found: Clusters, seed: int, path: Path) -> Tensor:
     """The centroids, the empty ones moved beside those of most inertia."""
+    without_rows = (found.count == 0).nonzero()[:, 0].tolist()
+    if not without_rows:
+        return found.centroids
     centroids, spread = found.centroids.clone(), found.inertia.clone()
-    for empty in (found.count == 0).nonzero()[:, 0].tolist():
+    for empty in without_rows:
         widest = int(spread.argmax())
         if found.count[widest] < 2 or spread[widest] <= ALIKE * found.count[widest]:
             break  # nothing to split: fewer distinct rows than centroids

@@ -60,7 +60,7 @@ FULL = (
     Case("k10000", 100_000, 512, 10_000),
     Case("two-level", 1_000_000, 256, 20_000, 1000, 10, systems=TWO_LEVEL),
     Case("ray", 400_000, 256, 1000, systems=RAY),
-    *(Case(*c, systems=("rrcluster",)) for c in scaling_cases(200_000, 2000, 512)),
+    *(Case(*c, systems=("rrcluster",)) for c in scaling_cases(800_000, 8000, 512)),
 )
 QUICK = (
     Case("k1000", 40_000, 256, 400, passes=10),

@@ -118,11 +118,34 @@ def test_a_centroid_that_empties_is_seeded_again() -> None:
     assert (settle(x, far).count > 0).all()
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(1, 60))
-def test_shares_sum_to_the_total_and_never_exceed_a_cell(sizes: list[int], total: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 99)), min_size=1, max_size=12),
+    st.integers(1, 60),
+)
+def test_shares_sum_to_the_total_and_never_exceed_a_cell(
+    cells: list[tuple[int, int]], total: int
+) -> None:
+    sizes, weights = zip(*cells, strict=True)
     if sum(sizes) == 0:
         return
-    share = apportion(torch.tensor(sizes), total)
+    weights = [w if n else 0 for n, w in cells]  # no rows, no inertia
+    share = apportion(torch.tensor(weights), total, torch.tensor(sizes))
     held = sum(s > 0 for s in sizes)
     assert int(share.sum()) == max(min(total, sum(sizes)), held)
     assert all(0 < n <= s if s else n == 0 for n, s in zip(share.tolist(), sizes, strict=True))
+
+
+def test_shares_follow_the_weights_where_cells_are_large_enough() -> None:
+    sizes = torch.tensor([1000, 1000, 2])
+    assert apportion(torch.tensor([30, 10, 60]), 42, sizes).tolist() == [30, 10, 2]
+
+
+def test_wide_cells_get_more_leaves_than_narrow_ones_of_as_many_rows() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 16, generator=g) * torch.tensor([0.1, 1.0]).repeat(2000)[:, None]
+    x[:, 0] += torch.tensor([9.0, -9.0]).repeat(2000)
+    spec = SeedingSpec(cell_leaves=20, anneal_from=1 << 30)
+    seeds = top_down(MemoryShards([x.half()]), 40, spec, 0)
+    narrow, wide = sorted(torch.bincount(seeds.cell_of_leaf).tolist())
+    assert narrow <= 2
+    assert narrow + wide == 40
