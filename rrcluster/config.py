@@ -171,7 +171,8 @@ _IDENTITY = {
     "seed": None,
     "k": None,
 }  # fmt: skip
-_NOT_IDENTITY = {"encoder.batch_size"}  # a row's vector does not depend on its batch
+# A row's vector does not depend on its batch, nor a head on where its training was interrupted.
+_NOT_IDENTITY = {"encoder.batch_size", "refine.checkpoint_steps"}
 
 
 def identity(config: Config) -> dict[str, Any]:
@@ -390,8 +391,8 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """``value`` as ``hint`` asks, or a UserError that says what would work."""
-    if name == "k":
-        return _checked_k(value)
+    if name == "k" or (name == "recluster.refit_k" and value is not None):
+        return _checked_k(name, value)
     if hint is Any:
         return value
     origin, choices = typing.get_origin(hint), typing.get_args(hint)
@@ -422,7 +423,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _checked_k(k: Any) -> Any:
+def _checked_k(name: str, k: Any) -> Any:
     """``k`` as auto, a positive integer, or a strictly increasing list of them."""
 
     def positive(x: Any) -> bool:
@@ -433,5 +434,5 @@ def _checked_k(k: Any) -> Any:
     if isinstance(k, list) and k and all(map(positive, k)) and sorted(set(k)) == k:
         return k
     raise UserError(
-        "k", k, "use auto, one positive integer, or a list from coarse to fine such as [10,100]"
+        name, k, "use auto, one positive integer, or a list from coarse to fine such as [10,100]"
     )

@@ -91,7 +91,7 @@ class CentroidCodes(Codes):
 class RateCodes(Codes):
     """cost_k(z) = constant_k + label_k + isotropic_k ‖z‖² − ‖V_kᵀz‖², nats per sample."""
 
-    loadings: Float[Tensor, "e kr"]  # V_k side by side
+    loadings: Float[Tensor, "e rk"]  # a column of every V_k, then the next; the last k: the first u
     isotropic: Float[Tensor, " k"]
     constant: Float[Tensor, " k"]
     label: Float[Tensor, " k"]  # −log share; +inf for an empty cluster
@@ -116,9 +116,45 @@ class RateCodes(Codes):
 
     def costs(self, rows: Float[Tensor, "n e"]) -> Float[Tensor, "n k"]:
         k = self.num_clusters
-        explained = (rows @ self.loadings).square_().view(len(rows), k, -1).sum(2)
+        explained = (rows @ self.loadings).square_().view(len(rows), -1, k).sum(1)
         norm = rows.square().sum(1, keepdim=True)
         return norm * self.isotropic - explained + (self.constant + self.label)
+
+    def cheapest_left_out(
+        self, z: Float[Tensor, "n e"], eps2: float
+    ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """Cost and cluster of rows that choose as if they were not in their cheapest one.
+
+        A cluster of few rows describes each too well for it to leave (Hartigan 1975 on k-means).
+        """
+        costs = self.costs(z)
+        cost, leaf = costs.min(1)
+        left_out = cost + self.saved_by_itself(z, leaf, eps2)
+        second, other = costs.scatter(1, leaf[:, None], float("inf")).min(1)
+        leaves = left_out > second
+        return torch.where(leaves, second, cost), torch.where(leaves, other, leaf)
+
+    def saved_by_itself(
+        self, z: Float[Tensor, "n e"], leaf: Int[Tensor, " n"], eps2: float
+    ) -> Float[Tensor, " n"]:
+        """What each row saves in ``leaf`` because that was fitted to the row as well.
+
+        Without the row z, the first direction √λ u is, up to scale, n √λ u − z (to first order in
+        1/n); the row saves the square of its product with that, and the cluster's label costs more.
+        A cluster of one row saves nothing.
+        """
+        e, k = len(self.loadings), self.num_clusters
+        top = self.loadings[:, -k:].T  # √saving · u, (k, e)
+        saving = top.square().sum(1)
+        inside = 0.5 * (e / eps2) / (self.isotropic - saving).clamp_min(1e-12)  # 1 + e λ / ε²
+        pull = (self.mass * ((inside - 1) * eps2 / e).clamp_min(0).sqrt())[leaf]  # n √λ
+        along = (z * top[leaf]).sum(1).abs() / saving[leaf].clamp_min(1e-12).sqrt()  # |u·z|
+        norm, n = z.square().sum(1), self.mass[leaf]
+        rest = (pull.square() - 2 * pull * along + norm).clamp_min(1e-12)
+        without = torch.minimum((pull * along - norm).square() / rest, along.square())
+        without = torch.where(n > 1, without, 0.0)
+        label = torch.where(n > 1, n.log() - (n - 1).log(), 0.0)
+        return saving[leaf] * (along.square() - without) + label
 
     def followed_by(self, other: RateCodes, start: int) -> RateCodes:
         """These clusters, then those of ``other`` from number ``start`` on."""
@@ -128,18 +164,17 @@ class RateCodes(Codes):
             for f in fields(self)
             if f.name != "loadings"
         }
-        rank = self.loadings.shape[1] // k
-        loadings = torch.cat([self.loadings, other.loadings[:, start * rank :]], 1)
-        assert len(other.loadings) == e
-        return RateCodes(loadings=loadings.contiguous(), **both)
+        of_each = (self.loadings.view(e, -1, k), other.loadings.view(e, -1, other.num_clusters))
+        loadings = torch.cat([of_each[0], of_each[1][:, :, start:]], 2)
+        return RateCodes(loadings=loadings.reshape(e, -1), **both)
 
     def live(self) -> RateCodes:
         """Without the empty clusters, which no row can choose."""
         keep = (self.mass > 0).nonzero()[:, 0]
         k = self.num_clusters
-        loadings = self.loadings.view(len(self.loadings), k, -1)[:, keep]
+        loadings = self.loadings.view(len(self.loadings), -1, k)[:, :, keep]
         kept = {f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "loadings"}
-        return RateCodes(loadings=loadings.reshape(len(loadings), -1).contiguous(), **kept)
+        return RateCodes(loadings=loadings.reshape(len(loadings), -1), **kept)
 
 
 def fit_codes(
@@ -177,7 +212,7 @@ def fit_codes(
     trace = (1 - 1 / inside).sum(1) + (e - r) * (1 - 1 / outside)
     # ½c (1/outside − 1/inside) along each stored direction, where inside ≥ outside up to rounding
     saving = (0.5 * c * (1 / outside[:, None] - 1 / inside)).clamp_min(0).sqrt()
-    loadings = (vectors[:, :, e - r :] * saving[:, None, :]).permute(1, 0, 2).reshape(e, k * r)
+    loadings = (vectors[:, :, e - r :] * saving[:, None, :]).permute(1, 2, 0).reshape(e, r * k)
     share = mass / mass.sum().clamp_min(1e-12)
     label = torch.where(live, -share.clamp_min(1e-300).log(), float("inf"))
     rate = 0.5 * log_det

@@ -9,6 +9,7 @@ how alike the batch's rows are to some of it, the anchors (``batch``: CPP's memb
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol, runtime_checkable
 
@@ -20,6 +21,8 @@ from rrcluster.core import keys
 from rrcluster.core.features import Head
 from rrcluster.core.rate import membership_compression, rate, rate_reduction_loss
 from rrcluster.core.sinkhorn import sinkhorn
+
+MEANS = ("exp_avg", "exp_avg_sq")  # of gradients and of their squares, as torch calls them
 
 
 @runtime_checkable
@@ -37,6 +40,46 @@ class HeadSpec(Protocol):
     spread_rows: int
     learning_rate: float
     weight_decay: float
+    checkpoint_steps: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where training stands before ``step``: going on from here gives the same bits.
+
+    ``tensors`` are the weights, Adam's two means of each, and the state of the draws.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def of(
+        step: int,
+        weights: dict[str, Tensor],
+        optimiser: torch.optim.Optimizer,
+        draw: torch.Generator,
+    ) -> Training:
+        kept = {"draws": draw.get_state()}
+        for name, weight in weights.items():
+            kept[name] = weight.detach().clone()
+            for mean in MEANS:
+                kept[f"{name}.{mean}"] = optimiser.state[weight][mean].clone()
+        return Training(step, kept)
+
+    def restore(
+        self,
+        weights: dict[str, Tensor],
+        optimiser: torch.optim.Optimizer,
+        draw: torch.Generator,
+    ) -> None:
+        """Bring all three to where they were; weights are changed in place."""
+        draw.set_state(self.tensors["draws"])
+        for name, weight in weights.items():
+            with torch.no_grad():
+                weight.copy_(self.tensors[name])
+            means = {mean: self.tensors[f"{name}.{mean}"].clone() for mean in MEANS}
+            optimiser.state[weight] = {"step": torch.tensor(float(self.step)), **means}
 
 
 @dataclass(frozen=True)
@@ -72,10 +115,13 @@ def train_head(
     spec: HeadSpec,
     seed: int,
     path: tuple[str | int, ...] = (),
+    resume: Training | None = None,
+    on_steps: Callable[[Training], None] | None = None,
 ) -> Head | None:
     """The head after ``spec.steps`` of Adam on −ΔR.
 
-    ``start`` when no cluster has two rows, or when the features are not finite.
+    ``start`` when no cluster has two rows, or when the features are not finite. ``on_steps`` is
+    told every ``spec.checkpoint_steps`` steps where training is; ``resume`` goes on from there.
     """
     groups = Groups.by_label(labels)
     if len(groups.size) < 2:
@@ -86,7 +132,9 @@ def train_head(
     optimiser = torch.optim.AdamW(
         weights.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay
     )
-    for step in range(spec.steps):
+    if resume is not None:
+        resume.restore(weights, optimiser, draw)
+    for step in range(0 if resume is None else resume.step, spec.steps):
         for group in optimiser.param_groups:
             group["lr"] = spec.learning_rate * (1 - step / spec.steps)
         rows, mine = groups.draw(spec.batch_clusters, spec.cluster_rows, draw)
@@ -103,6 +151,8 @@ def train_head(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if on_steps is not None and (step + 1) % spec.checkpoint_steps == 0:
+            on_steps(Training.of(step + 1, weights, optimiser, draw))
     return Head(**{name: weight.detach() for name, weight in weights.items()})
 
 

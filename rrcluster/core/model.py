@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rrcluster.core.codes import Codes
+from rrcluster.core.codes import Codes, RateCodes
 from rrcluster.core.features import FeatureMap
 from rrcluster.core.tiles import by_tiles
 
@@ -89,24 +89,29 @@ def moments_by_label(
 @dataclass(frozen=True)
 class Moments:
     """Statistic: mass (k,) and moments (k, e, e) in ``space`` of the leaves that ``model`` chooses,
-    with the sum and the sum of squares of the winning costs."""
+    with the sum and the sum of squares of the winning costs.
+
+    With ``left_out`` (ε² of its codes) rows choose by leave-one-out costs.
+    """
 
     model: CellModel
     space: FeatureMap
+    left_out: float | None = None
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        model, k = self.model, self.model.num_leaves
-        if model.codes.refined and model.features is self.space:  # projected once for both
+        model, codes, k = self.model, self.model.codes, self.model.num_leaves
+        same = codes.refined and model.features is self.space  # projected once for both
 
-            def choose(rows: Tensor) -> tuple[Tensor, ...]:
-                z = model.features(rows)
-                cost, leaf = model.codes.costs(z).min(1)
-                return leaf, cost, z
+        def choose(rows: Tensor) -> tuple[Tensor, ...]:
+            z = model.features(rows) if codes.refined else rows
+            if isinstance(codes, RateCodes) and self.left_out is not None:
+                cost, leaf = codes.cheapest_left_out(z, self.left_out)
+            else:
+                cost, leaf = codes.costs(z).min(1)
+            return (leaf, cost, z) if same else (leaf, cost)
 
-            leaf, cost, z = by_tiles(x, choose)
-        else:
-            leaf, cost = model.cheapest(x)
-            z = features_of(self.space, x)
+        leaf, cost, *z_found = by_tiles(x, choose)
+        z = z_found[0] if same else features_of(self.space, x)
         mass, moments = sum_by_label(z, leaf, k)
         cost = cost.double()
         return {

@@ -26,7 +26,7 @@ from rrcluster.core.codes import (
 from rrcluster.core.features import FeatureMap, fit_projection
 from rrcluster.core.forest import Before
 from rrcluster.core.gate import Gate, GateEvent, Step
-from rrcluster.core.head import train_head
+from rrcluster.core.head import Training, train_head
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
 from rrcluster.core.neighbours import agree, seeds_within
 from rrcluster.core.probe import Probe
@@ -46,6 +46,9 @@ class RefineSpec:
     rank: int = setting(4, "directions stored per cluster; the rest is one variance")
     shrinkage: float = setting(1000.0, "pseudo-rows of pooled spread in each cluster's code")
     passes: int = setting(4, "coding-rate Lloyd passes at most, each time")
+    leave_one_out: bool = setting(
+        True, "rows choose their cluster in Lloyd as if they were not in it; small ones let go"
+    )
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
     agreements: int = setting(5, "rounds of whitening by neighbours and smoothed k-means; 0: none")
     neighbours: int = setting(10, "neighbours per row among which features should agree")
@@ -68,16 +71,19 @@ class RefineSpec:
     spread_rows: int = setting(512, "rows of the independent part of the batch, for R")
     learning_rate: float = setting(1e-4, "initial learning rate of Adam, falling to 0")
     weight_decay: float = setting(1e-2, "weight decay of the head")
+    checkpoint_steps: int = setting(100, "training steps between checkpoints")
     probe_rows: int = setting(4000, "rows on which every step is judged")
     probe_neighbours: int = setting(3, "raw neighbours per row that should share its cluster")
 
 
 @dataclass(frozen=True)
 class Refined:
-    """How far the refinement of a cell is: the model kept so far, and every step tried."""
+    """How far the refinement of a cell is: the model kept so far, every step tried, and where the
+    training of the next head is, if it has begun."""
 
     model: CellModel
     events: tuple[GateEvent, ...]
+    training: Training | None = None
 
 
 def refine(
@@ -95,8 +101,9 @@ def refine(
     """Refine the partition of nearest ``centroids``; returns the model and every step tried.
 
     Clusters may empty on the way; a step that leaves fewer than ``least`` is rolled back.
-    ``on_step`` is told where the refinement is after each step; from there ``start`` goes on, to
-    the same bits. A refit has clusters ``before``, of which it starts from parts.
+    ``on_step`` is told where the refinement is after each step, and within the training of a head;
+    from there ``start`` goes on, to the same bits. A refit has clusters ``before``, of which it
+    starts from parts.
     """
     probe = Probe.of(shards, spec.probe_rows, spec.probe_neighbours)
     gate = Gate(probe, spec.eps2, on_event, least)
@@ -109,6 +116,12 @@ def refine(
     else:
         model, gate.events = start.model, list(start.events)
     tried = {(e.round, e.step) for e in gate.events}
+    training = None if start is None else start.training
+
+    def trained(so_far: Training) -> None:
+        if on_step is not None:
+            on_step(Refined(model, tuple(gate.events), so_far))
+
     for round, step in steps_of(spec):
         refused = any(e.step == step and not e.accepted for e in gate.events)
         if (round, step) in tried or (
@@ -122,7 +135,9 @@ def refine(
         elif step == "whiten":
             new = lloyd(shards, model, whiten(shards, model, spec), spec)
         else:
-            features = learned(shards, model, spec, seed, (*path, "refine", round))
+            at = (*path, "refine", round)
+            features = learned(shards, model, spec, seed, at, training, trained)
+            training = None
             new = lloyd(shards, model, features, spec)
         trusted = step == "agree" and before is not None
         model = gate.judge(round, step, model, new, trusted)
@@ -139,13 +154,20 @@ def steps_of(spec: RefineSpec) -> list[tuple[int, Step]]:
 
 
 def learned(
-    shards: Shards, model: CellModel, spec: RefineSpec, seed: int, path: tuple[str | int, ...]
+    shards: Shards,
+    model: CellModel,
+    spec: RefineSpec,
+    seed: int,
+    path: tuple[str | int, ...],
+    resume: Training | None = None,
+    on_steps: Callable[[Training], None] | None = None,
 ) -> FeatureMap:
     """The features of ``model`` with a head trained on the clusters that it gives."""
     sample = shards.head(spec.fit_rows)
     u = by_tiles(sample, lambda rows: (model.features.project(rows),))[0]
     labels, _ = model.cheapest(sample)
-    return model.features.with_head(train_head(u, labels, model.features.head, spec, seed, path))
+    head = train_head(u, labels, model.features.head, spec, seed, path, resume, on_steps)
+    return model.features.with_head(head)
 
 
 def unrefined(shards: Shards, centroids: Float[Tensor, "k d"], spec: RefineSpec) -> CellModel:
@@ -211,7 +233,8 @@ def finish(shards: Shards, model: CellModel) -> CellModel:
 
 
 def _refit(shards: Shards, model: CellModel, features: FeatureMap, spec: RefineSpec) -> CellModel:
-    sums = shards.reduce(Moments(model, features))
+    left_out = spec.eps2 if spec.leave_one_out else None
+    sums = shards.reduce(Moments(model, features, left_out))
     codes = fit_codes(sums["mass"], sums["moments"], spec.eps2, spec.rank, spec.shrinkage)
     return CellModel(features, codes)
 

@@ -10,6 +10,7 @@ import torch
 from rrcluster.compute import Compute, Progress
 from rrcluster.core.forest import Before
 from rrcluster.core.gate import GateEvent
+from rrcluster.core.head import Training
 from rrcluster.core.hierarchy import Seeds, whole_blocks
 from rrcluster.core.model import CellModel
 from rrcluster.core.refine import Refined, refine, unrefined
@@ -21,6 +22,7 @@ from rrcluster.stages.seed import finest
 from rrcluster.stages.tensors import read_tensors, write_tensors
 
 HISTORY = "model/refine/history.json"
+TRAINING = "training."  # what tensors of a head in training are called by
 
 
 def refine_cells(
@@ -91,8 +93,10 @@ class RefineCell:
 def write_steps(store: Store, cell: int, so_far: Refined) -> None:
     """Leave what has been reached; the tensors say how many of the steps they stand for."""
     store.write_json(f"{_steps_name(cell)}.json", [dataclasses.asdict(e) for e in so_far.events])
-    count = torch.tensor([len(so_far.events)])
-    tensors = so_far.model.tensors() | {"steps": count}
+    tensors = so_far.model.tensors() | {"steps": torch.tensor([len(so_far.events)])}
+    if so_far.training is not None:
+        tensors[TRAINING + "step"] = torch.tensor([so_far.training.step])
+        tensors |= {TRAINING + name: t for name, t in so_far.training.tensors.items()}
     write_tensors(store, f"{_steps_name(cell)}.safetensors", tensors)
 
 
@@ -106,7 +110,10 @@ def read_steps(store: Store, cell: int) -> Refined | None:
         GateEvent(**e | {"alarms": tuple(e["alarms"])})
         for e in store.read_json(f"{_steps_name(cell)}.json")[:count]
     ]
-    return Refined(CellModel.from_tensors(tensors), tuple(events))
+    kept = [name for name in tensors if name.startswith(TRAINING)]
+    within = {name.removeprefix(TRAINING): tensors.pop(name) for name in kept}
+    training = Training(int(within.pop("step")[0]), within) if within else None
+    return Refined(CellModel.from_tensors(tensors), tuple(events), training)
 
 
 def read_cell(store: Store, cell: int) -> CellModel:

@@ -132,3 +132,35 @@ def test_cost_statistics_are_the_mean_and_spread_of_each_cluster() -> None:
     assert torch.isfinite(found.cost_std).all(), "an empty cluster borrows the pooled spread"
     z_score = found.outlier(torch.tensor([5.0]), torch.tensor([0]))
     assert float(z_score) == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize("rows", [3, 5, 10, 40])
+def test_left_out_costs_are_nearly_those_of_codes_fitted_without_the_row(rows: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(6).repeat_interleave(rows)
+    centres = torch.nn.functional.normalize(torch.randn(6, 16, generator=g))
+    z = torch.nn.functional.normalize(centres[y] + 0.15 * torch.randn(len(y), 16, generator=g))
+    codes = fit_codes(*sum_by_label(z, y, 6), 0.5, 4, 1000.0)
+    before, truth = codes.costs(z)[torch.arange(len(z)), y], []
+    told = before + codes.saved_by_itself(z, y, 0.5)
+    for i in range(len(z)):
+        others = torch.arange(len(z)) != i
+        without = fit_codes(*sum_by_label(z[others], y[others], 6), 0.5, 4, 1000.0)
+        truth.append(without.costs(z[i : i + 1])[0, y[i]])
+    exact = torch.stack(truth)
+    assert float((told - before).mean() / (exact - before).mean()) == pytest.approx(1, abs=0.2)
+    assert float((told - exact).square().mean()) < 0.2 * float((before - exact).square().mean())
+
+
+def test_rows_that_a_cluster_was_fitted_to_alone_go_to_their_like_when_left_out() -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(2, 16, generator=g))
+    y = torch.arange(40) % 2
+    z = torch.nn.functional.normalize(centres[y] + 0.1 * torch.randn(40, 16, generator=g))
+    stray = y.clone()
+    stray[:2] = torch.tensor([2, 3])  # two rows of their own clusters, each beside its like
+    codes = fit_codes(*sum_by_label(z, stray, 4), 0.05, 4, 1000.0)
+    assert codes.costs(z).argmin(1)[:2].tolist() == [2, 3]
+    cost, leaf = codes.cheapest_left_out(z, 0.05)
+    assert torch.equal(leaf, y)
+    torch.testing.assert_close(cost, codes.costs(z)[torch.arange(40), y])

@@ -13,7 +13,7 @@ from rrcluster.core import gate as gates
 from rrcluster.core.cells import nearest
 from rrcluster.core.codes import CentroidCodes, fit_codes
 from rrcluster.core.features import Head, fit_projection
-from rrcluster.core.head import batch_membership, train_head
+from rrcluster.core.head import Training, batch_membership, train_head
 from rrcluster.core.merge import merge_tree
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
 from rrcluster.core.probe import Probe, nearest_others
@@ -175,6 +175,20 @@ def test_training_depends_on_its_seed_and_leaves_global_randomness_alone() -> No
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(heads[0].outer, heads[1].outer)
     assert not torch.equal(heads[0].outer, heads[2].outer)
+
+
+def test_training_that_goes_on_from_any_checkpoint_ends_in_the_same_bits() -> None:
+    g = torch.Generator().manual_seed(0)
+    u = torch.nn.functional.normalize(torch.randn(300, 8, generator=g))
+    spec = dataclasses.replace(SPEC, steps=8, checkpoint_steps=3, learning_rate=1e-2)
+    kept: list[Training] = []
+    whole = train_head(u, torch.arange(300) % 6, None, spec, 0, on_steps=kept.append)
+    assert [t.step for t in kept] == [3, 6]
+    for training in kept:
+        again = train_head(u, torch.arange(300) % 6, None, spec, 0, resume=training)
+        assert again is not None
+        for name, value in vars(whole).items():
+            assert torch.equal(value, getattr(again, name)), name
 
 
 def test_clusters_of_one_row_leave_the_head_as_it_is() -> None:
