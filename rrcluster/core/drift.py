@@ -32,6 +32,11 @@ class ReclusterSpec:
     refit_start: Literal["model", "scratch"] = setting(
         "model", "where a refit starts: from the clusters there are, or as a first run does"
     )
+    refit_k: Any = setting(
+        None,
+        "clusters of a refit, in the forms of k; null: as k was, and at the finest level at least "
+        "as many as there are now, opened ones among them",
+    )
     refit_nats: float = setting(
         1.0, "refit_start=model: nats per row that parting or joining clusters must save"
     )

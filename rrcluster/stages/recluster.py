@@ -20,7 +20,6 @@ import numpy.typing as npt
 from rrcluster.compute import Compute, Progress
 from rrcluster.config import Config
 from rrcluster.core.drift import Drift, Moved, against_history, drift, moved, reasons
-from rrcluster.core.verdict import Verdict
 from rrcluster.io import tables
 from rrcluster.io.current import COMMITS, Current, current, manifest, manifest_name
 from rrcluster.io.lease import Lease, lease
@@ -31,7 +30,7 @@ from rrcluster.stages.between_fits import look_between_fits
 from rrcluster.stages.count import read_forest
 from rrcluster.stages.drift import fitted_sums, new_sums
 from rrcluster.stages.embed import embed
-from rrcluster.stages.refit import Ids, fit_again, refit, since_increment
+from rrcluster.stages.refit import Fitted, Ids, fit_again, refit, since_increment
 from rrcluster.stages.run import Record, Run, existing_run
 from rrcluster.stages.write import assignments_folder, cluster_ids, write_clusters, write_rows
 
@@ -195,12 +194,12 @@ def _add(
         )
         again = tried.verdict.better or spec.refit == "always"
         content |= {"fitted_rows": total, "refused_rows": None if again else total}
-        _tell_verdict(facts, tried.verdict, again)
+        _tell_verdict(facts, tried, again)
     if again:
         ids_before = Ids(tuple(ids), content["next_id"])
         done = refit(tried, now, number, ids_before, compute, progress)
         content |= done.content
-        facts["refit"] = done.facts
+        facts["refit"] |= done.facts
         if done.facts["churn"] > spec.max_churn:
             log.warning("the refit gave %.0f %% of the rows another id", 100 * done.facts["churn"])
     else:
@@ -305,7 +304,8 @@ def _facts(
     }
 
 
-def _tell_verdict(facts: dict[str, Any], verdict: Verdict, adopted: bool) -> None:
+def _tell_verdict(facts: dict[str, Any], tried: Fitted, adopted: bool) -> None:
+    verdict = tried.verdict
     if verdict.better:
         said = "the new fit is better and was adopted"
     elif adopted:
@@ -314,7 +314,7 @@ def _tell_verdict(facts: dict[str, Any], verdict: Verdict, adopted: bool) -> Non
         said = "the new fit is not better: the model stays, with what it opens"
         facts["decision"] += f"; {said}"
     facts["words"].append(f"{said} ({verdict.words})")
-    facts["refit"] = {"adopted": adopted, **verdict.facts}
+    facts["refit"] = {"adopted": adopted, "k": tried.again.config.k, **verdict.facts}
 
 
 def _history(whole: Record, found: Drift, plan: Plan) -> list[str]:

@@ -6,13 +6,14 @@ Nothing that readers see is touched: the new model, cluster tables and assignmen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rrcluster.compute import Compute, Progress
+from rrcluster.config import Config
 from rrcluster.core.drift import changes, matched
 from rrcluster.core.forest import Before, Forest, label
 from rrcluster.core.verdict import Verdict
@@ -68,7 +69,8 @@ def fit_again(
 ) -> Fitted:
     """Fit on the run's shards, which hold ``rows`` rows, and judge the result."""
     store = run.store.with_folder("model", f"{_version(number)}/model")
-    again = Run(store, run.config, run.shards)
+    finest = now.clusters(now.levels - 1, ["cluster_id"]).num_rows
+    again = Run(store, replace(run.config, k=_wanted(run.config, finest)), run.shards)
     part = Record(store, {"stages": {}, "reconciliation": {"embedded": rows}}, record)
     record.content["fit"] = part.content
     select(again, compute, part, progress)
@@ -121,10 +123,19 @@ def refit(
         {
             "kinds": kinds,
             "churn": round(1 - kept / max(float(pairs.sum()), 1.0), 6),
-            "adopted": True,
-            **fitted.verdict.facts,
         },
     )
+
+
+def _wanted(config: Config, now: int) -> Any:
+    """``k`` of a refit where there are ``now`` clusters at the finest level.
+
+    What was opened since stands for a concept that the number asked for did not know of.
+    """
+    k, wanted = config.k, config.recluster.refit_k
+    if wanted is not None or k == "auto" or config.seeding.hierarchy == "bottom_up":
+        return k if wanted is None else wanted
+    return [*k[:-1], max(k[-1], now)] if isinstance(k, list) else max(k, now)
 
 
 def _version(number: int) -> str:

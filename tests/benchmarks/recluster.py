@@ -1,16 +1,16 @@
 """Increments on real CLIP vectors and photos: quality, forgetting, ids, novelty, and what is read.
 
     python tests/benchmarks/recluster.py [--quick] [--sets NAME ...] [--parts N ...]
-                                         [--seeds N ...] [--auto] --json FILE
+                                         [--seeds N ...] [--told WHAT] --json FILE
 
 A fifth of the classes is held out of the first run. Their rows, with a third of the other classes'
 rows, come later, in 1, 5 or 20 increments of shuffled shards, without a refit and with one at the
-last, from the clusters there are and from scratch. The run on everything is the yardstick. Rows of
-old classes get another id one by one, or because their cluster ended as a whole: the first run is
-asked for as many clusters as all classes, so halves of old ones must join when new ones come.
-``--auto`` leaves the number to the job. Labels only score. ``photos`` are the pictures of
-caltech101, read and embedded by a small image network. Needs the folder of real vectors
-(RRCLUSTER_TEST_DATA, or shared/data beside the repository).
+last, from the clusters there are and from scratch. The run on everything is the yardstick. Each fit
+is told the number of classes in its rows; ``--told first`` leaves the refit to go by what was
+opened, ``--told all`` asks the first run for all classes, so that it halves old ones and the halves
+must join when new ones come, and ``--told none`` leaves every number to the job. Labels only score.
+``photos`` are the pictures of caltech101, read and embedded by a small image network. Needs the
+folder of real vectors (RRCLUSTER_TEST_DATA, or shared/data beside the repository).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def scores(y: np.ndarray, ids: np.ndarray) -> dict[str, float]:
     return {"acc": accuracy(table), "nmi": nmi(table), "ari": ari(table)}
 
 
-def measure(name: str, increments: tuple[int, ...], seed: int, auto: bool) -> Iterator[dict]:
+def measure(name: str, increments: tuple[int, ...], seed: int, told: str) -> Iterator[dict]:
     kind = Photos if name == "photos" else Vectors
     rows = kind(vectors_folder(), name)
     y = rows.y
@@ -153,16 +153,18 @@ def measure(name: str, increments: tuple[int, ...], seed: int, auto: bool) -> It
     choice = np.random.default_rng(seed)
     held_out = choice.permutation(k)[: max(1, k // 5)]
     late = np.isin(y, held_out) | (choice.random(len(y)) < LATER)
-    asked_for = "auto" if auto else k
+    asked_for = "auto" if told == "none" else k
+    at_first = k - len(held_out) if told in ("each", "first") else asked_for
+    refit_k = (f"recluster.refit_k={k}",) if told == "each" else ()
     order = choice.permutation(np.flatnonzero(late))
     pieces = np.array_split(order, SHARDS)
 
     def row(case: str, metric: str, value: float, unit: str, **params: Any) -> dict[str, Any]:
         return {
-            "bench": "recluster", "system": "rrcluster", "case": f"{name}{', auto' * auto}, {case}",
+            "bench": "recluster", "system": "rrcluster", "case": f"{name}, {case}",
             "metric": metric, "value": round(float(value), 4), "unit": unit,
             "params": {
-                "n": len(y), "k": k, "asked": asked_for, "held_out": len(held_out), "seed": seed,
+                "n": len(y), "k": k, "told": told, "held_out": len(held_out), "seed": seed,
                 **params,
             },
         }  # fmt: skip
@@ -174,7 +176,7 @@ def measure(name: str, increments: tuple[int, ...], seed: int, auto: bool) -> It
         best = scores(*whole.assigned())
         for metric, value in best.items():
             yield row("one run on everything", metric, value, "0..1")
-        corpus = Corpus(rows, Path(scratch, "grown"), asked_for)
+        corpus = Corpus(rows, Path(scratch, "grown"), at_first)
         corpus.add(np.flatnonzero(~late))
         corpus.cluster()
         for parts in increments:
@@ -214,16 +216,18 @@ def measure(name: str, increments: tuple[int, ...], seed: int, auto: bool) -> It
             for start in ("model", "scratch"):
                 corpus.back()
                 yield from refitted(
-                    corpus, f"{case}, refit from {start}", start, held_out, best, row
-                )
+                    corpus, f"{case}, refit from {start}", held_out, best, row,
+                    (f"recluster.refit_start={start}", *refit_k),
+                )  # fmt: skip
 
 
 def refitted(
-    corpus: Corpus, case: str, start: str, held_out: np.ndarray, best: dict[str, float], row: Any
-) -> Iterator[dict]:
+    corpus: Corpus, case: str, held_out: np.ndarray, best: dict[str, float], row: Any,
+    settings: tuple[str, ...],
+) -> Iterator[dict]:  # fmt: skip
     """Quality after a refit, whether the job would have adopted it, and what became of ids."""
     _, was = corpus.assigned()
-    facts = corpus.recluster("recluster.refit=always", f"recluster.refit_start={start}")
+    facts = corpus.recluster("recluster.refit=always", *settings)
     labels, ids = corpus.assigned()
     for metric, value in scores(labels, ids).items():
         yield row(case, metric, value, "0..1")
@@ -244,14 +248,17 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, help="all")
     parser.add_argument("--parts", nargs="+", type=int, help="increments: 1, 5 and 20")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of classes and rows")
-    parser.add_argument("--auto", action="store_true", help="k=auto instead of the true number")
+    parser.add_argument(
+        "--told", choices=("each", "first", "all", "none"), default="each",
+        help="who is told how many classes there are",
+    )  # fmt: skip
     parser.add_argument("--json", required=True, help="file for the figures")
     options = parser.parse_args()
     increments = tuple(options.parts or ((1, 5) if options.quick else (1, 5, 20)))
     rows = []
     for name in options.sets or (QUICK if options.quick else SETS):
         for seed in options.seeds:
-            for found in measure(name, increments, seed, options.auto):
+            for found in measure(name, increments, seed, options.told):
                 rows.append(found)
                 words = f"{found['case']:44s} {found['metric']:36s} {found['value']:8.3f}"
                 print(words, flush=True)

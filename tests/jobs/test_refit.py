@@ -70,12 +70,29 @@ def test_old_clusters_keep_every_row_and_its_id_when_a_refit_brings_a_new_one(ru
     assert all(before[i] in ended for i in before if before[i] != after[i])
 
 
+def test_a_refit_has_room_for_what_was_opened_so_that_old_rows_keep_their_ids(run) -> None:
+    add(run, 1, 8)
+    assert len(again(run, "recluster.refit=never")["novelty"]["opened"]) == 1
+    before = [r["level_1"] for r in everything(run)]
+    facts = again(run, "recluster.refit=always")
+    assert facts["refit"]["k"] == [2, 5]
+    assert [r["level_1"] for r in everything(run)] == before
+
+
+def test_a_refit_makes_as_many_clusters_as_it_is_told_to(run) -> None:
+    add(run, 1, 8)
+    facts = again(run, "recluster.refit=always", "recluster.refit_k=[3,6]")
+    assert facts["refit"]["k"] == [3, 6]
+    now = current(Store(str(run / "run")))
+    assert [now.clusters(level).num_rows for level in range(now.levels)] == [3, 6]
+
+
 def test_a_fit_that_is_not_better_is_told_and_left_unless_it_is_asked_for(run, monkeypatch) -> None:
     worse = Verdict((0.9, 0.8), 100, (20.0, 19.0))
     monkeypatch.setattr(refit, "judged", lambda *_: worse)
     add(run, 1, 0)
     facts = again(run, "recluster.max_growth=1.05")
-    assert facts["refit"] == {"adopted": False, **worse.facts}
+    assert facts["refit"] == {"adopted": False, "k": [2, 4], **worse.facts}
     assert "not better: the model stays" in facts["decision"]
     assert any("0.900 → 0.800" in words for words in facts["words"])
     now = current(Store(str(run / "run")))
@@ -90,7 +107,7 @@ def test_a_fit_that_is_not_better_is_told_and_left_unless_it_is_asked_for(run, m
     assert "a fit of 280 rows was not better" in facts["decision"]
     add(run, 3, 2)
     facts = again(run)
-    assert facts["refit"] == {"adopted": False, **worse.facts}
+    assert facts["refit"] == {"adopted": False, "k": [2, 4], **worse.facts}
     add(run, 4, 2)
     facts = again(run, "recluster.refit=always")
     assert facts["refit"]["adopted"]
