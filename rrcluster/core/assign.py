@@ -33,28 +33,33 @@ def assign(
     x: Float[Tensor, "n d"],
     groups: Int[Tensor, " k"] | None = None,
     temperature: float = 1.0,
+    only: tuple[Int[Tensor, " k"], Int[Tensor, " n"]] | None = None,
 ) -> Assignment:
     """Give each row to its cheapest leaf.
 
     ``confidence`` is the share of the chosen leaf's group (``groups[leaf]``; None: each leaf its
     own) in softmax(−cost/temperature). A row's answer is the same bits whatever rows come with it.
+    With ``only`` (parts of leaves, part of each row) leaves of other parts cannot be chosen: cost
+    inf where there is none.
     """
+    parts = None if only is None else only[0]
 
-    def choose(rows: Tensor) -> tuple[Tensor, ...]:
+    def choose(rows: Tensor, *part: Tensor) -> tuple[Tensor, ...]:
         costs = model.costs(rows)
-        cost, leaf = costs.min(1)
-        return leaf, _confidence(costs, cost, leaf, groups, temperature), cost
+        open_to = costs
+        if parts is not None:
+            open_to = torch.where(parts[None] == part[0][:, None], costs, float("inf"))
+        cost, leaf = open_to.min(1)
+        return leaf, _confidence(costs, leaf, groups, temperature), cost
 
-    leaf, confidence, cost = by_tiles(x, choose)
+    leaf, confidence, cost = by_tiles(x, choose, *(() if only is None else (only[1],)))
     return Assignment(leaf, confidence, model.codes.outlier(cost, leaf), cost)
 
 
-def _confidence(
-    costs: Tensor, cost: Tensor, leaf: Tensor, groups: Tensor | None, temperature: float
-) -> Tensor:
-    weight = ((cost[:, None] - costs) / temperature).exp()  # 1 for the chosen leaf
+def _confidence(costs: Tensor, leaf: Tensor, groups: Tensor | None, temperature: float) -> Tensor:
+    weight = ((costs.amin(1, keepdim=True) - costs) / temperature).exp()  # 1 for the cheapest
     if groups is None:
-        return 1 / weight.sum(1)
+        return weight.gather(1, leaf[:, None])[:, 0] / weight.sum(1)
     mine = torch.where(groups[None] == groups[leaf][:, None], weight, 0.0)
     return (mine.sum(1) / weight.sum(1)).clamp_max(1.0)
 
@@ -73,11 +78,11 @@ def calibrate(
     """
     probe = Probe.of(shards, probe_rows, neighbours)
     costs = by_tiles(probe.x, lambda rows: (model.costs(rows),))[0]
-    cost, leaf = costs.min(1)
+    leaf = costs.argmin(1)
     target = probe.same(leaf if groups is None else groups[leaf])
     low, high = (math.log(t) for t in TEMPERATURES)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        found = _confidence(costs, cost, leaf, groups, math.exp(middle)).double().mean()
+        found = _confidence(costs, leaf, groups, math.exp(middle)).double().mean()
         low, high = (middle, high) if float(found) > target else (low, middle)
     return math.exp((low + high) / 2)

@@ -31,17 +31,20 @@ def nearest(
 def routed(
     cells: Float[Tensor, "c d"],
     x: Float[Tensor, "n d"],
-    within: Callable[[int, Tensor], tuple[Tensor, ...]],
+    within: Callable[..., tuple[Tensor, ...]],
+    *beside: Tensor,
 ) -> tuple[Tensor, ...]:
-    """``within(cell, rows)`` on the rows of each nearest cell; its columns in the order of x."""
+    """``within(cell, rows, *beside)`` on the rows of each nearest cell, and on what lies beside
+    them; its columns in the order of x."""
     if len(cells) == 1 or len(x) == 0:
-        return within(0, x)
+        return within(0, x, *beside)
     cell, _ = nearest(x, cells)
     order = cell.argsort(stable=True)
     parts: list[tuple[Tensor, ...]] = []
     for c, count in enumerate(torch.bincount(cell, minlength=len(cells)).tolist()):
         if count:
             start = sum(len(p[0]) for p in parts)
-            parts.append(within(c, x[order[start : start + count]]))
+            mine = order[start : start + count]
+            parts.append(within(c, x[mine], *(b[mine] for b in beside)))
     back = order.argsort(stable=True)
     return tuple(torch.cat(column)[back] for column in zip(*parts, strict=True))

@@ -45,6 +45,11 @@ class ReclusterSpec:
         "refit_start=model: deviations above its cluster's own rows from which a row's cost gives "
         "it no say in what stays",
     )
+    refit_stay: float = setting(
+        16.0,
+        "nats by which another cluster must be cheaper before a row leaves, at a refit and after "
+        "it, the one it was in; 0: rows go where they are cheapest",
+    )
     on_changed: Literal["error", "skip", "reprocess"] = setting(
         "error", "a shard that changed since it was read: stop, keep the old rows, or read it again"
     )

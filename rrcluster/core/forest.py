@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rrcluster.core.assign import Assignment, assign
 from rrcluster.core.cells import routed
-from rrcluster.core.model import CellModel
+from rrcluster.core.model import CellModel, under
 from rrcluster.core.novelty import Novel
 
 
@@ -28,6 +28,7 @@ class Forest:
     paths: Int[Tensor, "k L"]  # of the cells' leaves in turn, then of clusters opened later
     temperature: float
     novel: Novel | None = None
+    homes: Homes | None = None
 
     @property
     def first_leaf(self) -> list[int]:
@@ -41,6 +42,48 @@ class Forest:
     def clusters_per_level(self) -> list[int]:
         return [int(n) + 1 for n in self.paths.max(0).values]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Named tensors for storage, without ``homes``; ``from_tensors`` reads them back."""
+        found = {"cells": self.cells, "paths": self.paths}
+        found["temperature"] = torch.tensor([self.temperature], dtype=torch.float64)
+        parts: dict[str, CellModel | Novel] = {f"cell{c}": m for c, m in enumerate(self.models)}
+        if self.novel is not None:
+            parts["novel"] = self.novel
+        return found | {
+            f"{p}.{n}": t for p, part in parts.items() for n, t in part.tensors().items()
+        }
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> Forest:
+        cells = tensors["cells"]
+        models = (under(tensors, f"cell{c}.") for c in range(len(cells)))
+        novel = under(tensors, "novel.")
+        return Forest(
+            cells,
+            tuple(CellModel.from_tensors(m) for m in models),
+            tensors["paths"],
+            float(tensors["temperature"][0]),
+            Novel.from_tensors(novel) if novel else None,
+        )
+
+
+@dataclass(frozen=True)
+class Homes:
+    """Where rows were by the model ``before`` a refit, and how long they stay there.
+
+    The successor of a row's cluster is its home: a row leaves it only for a cluster that is more
+    than ``nats`` cheaper. This is a property of the row: one that comes later gets the same answer.
+    """
+
+    before: Forest
+    successor: Int[Tensor, " clusters"]  # the refit's finest cluster for each old one; −1: none
+    of_leaf: Int[Tensor, " leaves"]  # the refit's finest cluster of each leaf, whatever joins later
+    nats: float
+
+    def __call__(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+        """The home of each row; −1 for rows of clusters that ended."""
+        return self.successor[label(self.before, x).path[:, -1]]
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -52,27 +95,58 @@ class Labels:
     outlier: Float[Tensor, " n"]
     cost: Float[Tensor, " n"]
 
+    def with_rows(self, rows: Int[Tensor, " m"], part: Assignment, paths: Tensor) -> Labels:
+        """These, where some rows are assigned otherwise."""
+        leaf = self.leaf.index_copy(0, rows, part.leaf)
+        return Labels(
+            leaf,
+            paths[leaf],
+            self.confidence.index_copy(0, rows, part.confidence),
+            self.outlier.index_copy(0, rows, part.outlier),
+            self.cost.index_copy(0, rows, part.cost),
+        )
+
 
 def label(forest: Forest, x: Float[Tensor, "n d"]) -> Labels:
     """Assign every row by coding length within the subtree that it reaches."""
+    found = _assigned(forest, x)
+    labels = Labels(
+        found.leaf, forest.paths[found.leaf], found.confidence, found.outlier, found.cost
+    )
+    if forest.homes is not None:
+        labels = _stayed(forest, forest.homes, x, labels)
+    return relabelled(forest, x, labels)
+
+
+def _assigned(
+    forest: Forest, x: Tensor, parts: Tensor | None = None, wanted: Tensor | None = None
+) -> Assignment:
+    """By the fit's leaves; of those alone whose part is the one ``wanted`` for the row, if any."""
     first = forest.first_leaf
 
-    def within(cell: int, rows: Tensor) -> Assignment:
-        finest = forest.paths[first[cell] : first[cell + 1], -1]
-        return assign(forest.models[cell], rows, finest, forest.temperature)
+    def within(cell: int, rows: Tensor, *part: Tensor) -> tuple[Tensor, ...]:
+        mine = slice(first[cell], first[cell + 1])
+        only = None if parts is None else (parts[mine], part[0])
+        model, finest = forest.models[cell], forest.paths[mine, -1]
+        found = assign(model, rows, finest, forest.temperature, only)
+        cost = found.cost
+        if only is not None and not model.codes.refined:
+            cost = torch.full_like(cost, float("inf"))  # costs of a seed are not nats
+        return found.leaf + first[cell], found.confidence, found.outlier, cost
 
-    leaf, confidence, outlier, cost = routed(
-        forest.cells,
-        x,
-        lambda c, rows: (
-            (found := within(c, rows)).leaf + first[c],
-            found.confidence,
-            found.outlier,
-            found.cost,
-        ),
-    )
-    found = Labels(leaf, forest.paths[leaf], confidence, outlier, cost)
-    return relabelled(forest, x, found)
+    return Assignment(*routed(forest.cells, x, within, *(() if wanted is None else (wanted,))))
+
+
+def _stayed(forest: Forest, homes: Homes, x: Tensor, found: Labels) -> Labels:
+    """Labels with the rows back home that have no good reason to leave it."""
+    home = homes(x)
+    away = ((home >= 0) & (homes.of_leaf[found.leaf] != home)).nonzero()[:, 0]
+    if not len(away):
+        return found
+    at_home = _assigned(forest, x[away], homes.of_leaf, home[away])
+    back = at_home.cost - found.cost[away] <= homes.nats  # never where home has no leaf in the cell
+    part = Assignment(*(column[back] for column in vars(at_home).values()))
+    return found.with_rows(away[back], part, forest.paths)
 
 
 def relabelled(forest: Forest, x: Float[Tensor, "n d"], found: Labels) -> Labels:
@@ -89,15 +163,9 @@ def relabelled(forest: Forest, x: Float[Tensor, "n d"], found: Labels) -> Labels
         x[open_to], found.leaf[open_to], forest.temperature
     )
     moved = choice >= 0
-    rows = open_to[moved]
-    leaf = found.leaf.index_copy(0, rows, forest.first_leaf[-1] + choice[moved])
-    return Labels(
-        leaf,
-        forest.paths[leaf],
-        found.confidence.index_copy(0, rows, confidence[moved]),
-        found.outlier.index_copy(0, rows, outlier[moved]),
-        found.cost.index_copy(0, rows, cost[moved]),
-    )
+    leaf = forest.first_leaf[-1] + choice[moved]
+    part = Assignment(leaf, confidence[moved], outlier[moved], cost[moved])
+    return found.with_rows(open_to[moved], part, forest.paths)
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,15 @@ class CellModel:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> CellModel:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-
         return CellModel(
-            FeatureMap.from_tensors(part("features.")), Codes.from_tensors(part("codes."))
+            FeatureMap.from_tensors(under(tensors, "features.")),
+            Codes.from_tensors(under(tensors, "codes.")),
         )
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, by the rest of their names."""
+    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def features_of(features: FeatureMap, x: Float[Tensor, "n d"]) -> Float[Tensor, "n e"]:

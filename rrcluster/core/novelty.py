@@ -28,7 +28,7 @@ from rrcluster.core.codes import RateCodes, fit_codes, pooled_spread, with_stati
 from rrcluster.core.features import FeatureMap
 from rrcluster.core.kmeans import SeedingSpec, fit
 from rrcluster.core.merge import own_lengths, row_lengths
-from rrcluster.core.model import sum_by_label
+from rrcluster.core.model import sum_by_label, under
 from rrcluster.core.shards import MemoryShards
 from rrcluster.core.tiles import TILE, by_tiles
 
@@ -227,12 +227,9 @@ class Novel:
 
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor]) -> Novel:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-
         return Novel(
-            FeatureMap.from_tensors(part("features.")),
-            RateCodes(**part("codes.")),
+            FeatureMap.from_tensors(under(tensors, "features.")),
+            RateCodes(**under(tensors, "codes.")),
             int(tensors["first"][0]),
             float(tensors["threshold"][0]),
             tensors["own"],

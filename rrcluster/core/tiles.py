@@ -17,14 +17,19 @@ TILE = 1024  # rows per product
 
 
 def by_tiles(
-    x: Float[Tensor, "n d"], function: Callable[[Tensor], tuple[Tensor, ...]]
+    x: Float[Tensor, "n d"], function: Callable[..., tuple[Tensor, ...]], *beside: Tensor
 ) -> tuple[Tensor, ...]:
-    """``function`` of float32 tiles (TILE, d): one entry per row in each tensor, joined."""
+    """``function`` of float32 tiles (TILE, d): one entry per row in each tensor, joined.
+
+    It also gets the tiles of what lies ``beside``: one number (n,) of each row.
+    """
     parts: list[tuple[Tensor, ...]] = []
     for start in range(0, max(len(x), 1), TILE):
         rows = x[start : start + TILE].float()
+        numbers = [b[start : start + TILE] for b in beside]
         count = len(rows)
         if count < TILE:
             rows = torch.nn.functional.pad(rows, (0, 0, 0, TILE - count))
-        parts.append(tuple(answer[:count] for answer in function(rows)))
+            numbers = [torch.nn.functional.pad(n, (0, TILE - count)) for n in numbers]
+        parts.append(tuple(answer[:count] for answer in function(rows, *numbers)))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -22,9 +22,9 @@ from rrcluster.core.count import (
 )
 from rrcluster.core.criteria import criteria
 from rrcluster.core.features import FeatureMap
-from rrcluster.core.forest import Before, Forest, levels_for, nested_paths
+from rrcluster.core.forest import Before, Forest, Homes, levels_for, nested_paths
 from rrcluster.core.hierarchy import Seeds
-from rrcluster.core.model import CellModel
+from rrcluster.core.model import CellModel, under
 from rrcluster.core.novelty import Novel
 from rrcluster.core.shards import MemoryShards, Shards
 from rrcluster.core.stay import Stay, counted
@@ -38,6 +38,8 @@ from rrcluster.stages.tensors import read_tensors, write_tensors
 CURVE = "model/count/curve.json"
 FOREST = "model/count/forest.safetensors"
 OPENED = "novelty/forest.safetensors"  # clusters opened between fits, in an increment's version
+HOMES = "model/count/homes.safetensors"  # of a refit: where rows were
+GENERATIONS = 3  # of models that are asked where a row was: each takes as long as the row's own
 CALIBRATION_ROWS = 50_000  # that the largest cell's share is taken from
 
 
@@ -126,6 +128,7 @@ def read_forest(store: Store) -> Forest:
     found = read_tensors(store, FOREST)
     models = tuple(read_cell(store, c) for c in range(len(found["cells"])))
     forest = Forest(found["cells"], models, found["paths"], float(found["temperature"][0]))
+    forest = replace(forest, homes=read_homes(store))
     if not store.exists(OPENED):
         return forest
     more = read_tensors(store, OPENED)
@@ -133,12 +136,36 @@ def read_forest(store: Store) -> Forest:
     return replace(forest, paths=more["paths"], novel=novel)
 
 
+def write_homes(store: Store, homes: Homes) -> None:
+    """Homes of rows, and of the model before those; not further back than ``GENERATIONS``."""
+    tensors: dict[str, torch.Tensor] = {}
+    last: Homes | None = homes
+    for generation in range(GENERATIONS):
+        if last is not None:
+            own = {"successor": last.successor, "of_leaf": last.of_leaf}
+            own |= {"nats": torch.tensor([last.nats])} | last.before.tensors()
+            tensors |= {f"{generation}.{name}": t for name, t in own.items()}
+            last = last.before.homes
+    write_tensors(store, HOMES, tensors)
+
+
+def read_homes(store: Store) -> Homes | None:
+    if not store.exists(HOMES):
+        return None
+    tensors, found = read_tensors(store, HOMES), None
+    for generation in reversed(range(GENERATIONS)):
+        if own := under(tensors, f"{generation}."):
+            before = replace(Forest.from_tensors(own), homes=found)
+            found = Homes(before, own["successor"], own["of_leaf"], float(own["nats"][0]))
+    return found
+
+
 def read_space(store: Store) -> FeatureMap | None:
     """Where clusters of all cells are compared; None in a model that did not store it."""
     found = read_tensors(store, FOREST)
     if len(found["cells"]) == 1:
         return read_cell(store, 0).features
-    own = {n.removeprefix("space."): t for n, t in found.items() if n.startswith("space.")}
+    own = under(found, "space.")
     return FeatureMap.from_tensors(own) if own else None
 
 

@@ -12,7 +12,7 @@ from rrcluster.core.forest import Before
 from rrcluster.core.gate import GateEvent
 from rrcluster.core.head import Training
 from rrcluster.core.hierarchy import Seeds, whole_blocks
-from rrcluster.core.model import CellModel
+from rrcluster.core.model import CellModel, under
 from rrcluster.core.refine import Refined, refine, unrefined
 from rrcluster.core.shards import Shards
 from rrcluster.io.store import Store
@@ -110,8 +110,7 @@ def read_steps(store: Store, cell: int) -> Refined | None:
         GateEvent(**e | {"alarms": tuple(e["alarms"])})
         for e in store.read_json(f"{_steps_name(cell)}.json")[:count]
     ]
-    kept = [name for name in tensors if name.startswith(TRAINING)]
-    within = {name.removeprefix(TRAINING): tensors.pop(name) for name in kept}
+    within = under(tensors, TRAINING)
     training = Training(int(within.pop("step")[0]), within) if within else None
     return Refined(CellModel.from_tensors(tensors), tuple(events), training)
 

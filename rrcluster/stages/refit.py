@@ -11,24 +11,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rrcluster.compute import Compute, Progress
 from rrcluster.config import Config
 from rrcluster.core.drift import changes, matched
-from rrcluster.core.forest import Before, Forest, label
+from rrcluster.core.forest import Before, Forest, Homes, label
 from rrcluster.core.verdict import Verdict
 from rrcluster.io import tables
 from rrcluster.io.current import Current
 from rrcluster.stages.caption import caption
-from rrcluster.stages.count import read_forest
+from rrcluster.stages.count import read_forest, write_homes
 from rrcluster.stages.fit import fit
 from rrcluster.stages.names import read_names
 from rrcluster.stages.run import Record, Run
 from rrcluster.stages.select import INDEX, LoadBlock, select
-from rrcluster.stages.verdict import judged
+from rrcluster.stages.verdict import Overlap, judged
 from rrcluster.stages.write import IDS, write_clusters, write_rows
-
-Overlap = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Fitted:
     old: Forest
     new: Forest
     verdict: Verdict
+    pairs: Overlap  # the fit's rows by their finest clusters in both models
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def fit_again(
     warm = spec.refit_start == "model" and run.config.seeding.hierarchy == "top_down"
     start = Before(old, spec.refit_score, spec.refit_nats) if warm else None
     fit(again, compute, part, progress, start)
-    new = read_forest(store)
-    return Fitted(again, part, old, new, judged(again, compute, old, new))
+    new = replace(read_forest(store), homes=None)  # an attempt before may have left some
+    return Fitted(again, part, old, new, *judged(again, compute, old, new))
 
 
 def refit(
@@ -89,12 +89,13 @@ def refit(
     again, part, old, new = fitted.again, fitted.part, fitted.old, fitted.new
     store, version = again.store, _version(number)
     rows = part.content["reconciliation"]["embedded"]
-    blocks = list(range(store.read_json(INDEX)["blocks"]))
-    work = CountBoth(LoadBlock.of(again), old, new)
-    pairs: Overlap = np.sum([found for _, found in compute.map(work, blocks)], axis=0)
-    overlaps = per_level(pairs, old, new)
+    overlaps = per_level(fitted.pairs, old, new)
     chosen, unused = _choose(overlaps, ids, new, again.config.recluster.min_overlap)
     store.write_json(IDS, [level.tolist() for level in chosen])
+    new = _with_homes(again, old, new, ids.levels[-1], chosen[-1])
+    work = CountStayed(LoadBlock.of(again), old, new, ids.levels[-1], chosen[-1])
+    blocks = list(range(store.read_json(INDEX)["blocks"]))
+    stayed = sum(found for _, found in compute.map(work, blocks))
     caption(again, compute, part, progress)
     folder = f"{version}/assignments"
     with part.stage("write") as counts:
@@ -106,12 +107,6 @@ def refit(
     }
     write_clusters(store, new, read_names(store), sizes, f"{version}/clusters", since)
     kinds = _write_map(again, number, overlaps, ids, chosen)
-    kept = sum(
-        float(overlaps[-1][i, j])
-        for i, old_id in enumerate(ids.levels[-1])
-        for j, new_id in enumerate(chosen[-1])
-        if old_id == new_id
-    )
     return Refitted(
         {
             "assignments": [{"increment": number, "written": number, "folder": folder}],
@@ -122,7 +117,7 @@ def refit(
         },
         {
             "kinds": kinds,
-            "churn": round(1 - kept / max(float(pairs.sum()), 1.0), 6),
+            "churn": round(1 - stayed / max(float(fitted.pairs.sum()), 1.0), 6),
         },
     )
 
@@ -142,20 +137,39 @@ def _version(number: int) -> str:
     return f"versions/increment={number:05d}"
 
 
+def _with_homes(
+    again: Run,
+    old: Forest,
+    new: Forest,
+    were: npt.NDArray[np.int64],
+    are: npt.NDArray[np.int64],
+) -> Forest:
+    """The new model that keeps rows in the cluster of their id; published for later readers."""
+    nats = again.config.recluster.refit_stay
+    if nats == 0 or again.config.seeding.hierarchy == "bottom_up":
+        return new
+    place = {int(i): j for j, i in enumerate(are)}
+    successor = torch.tensor([place.get(int(i), -1) for i in were])
+    homes = Homes(old, successor, new.paths[:, -1], nats)
+    write_homes(again.store, homes)
+    return replace(new, homes=homes)
+
+
 @dataclass(frozen=True)
-class CountBoth:
-    """Map: (k_old, k_new) rows of one fit block by their finest clusters in both models."""
+class CountStayed:
+    """Map: rows of one fit block that keep their id, ``were`` and ``are`` being those of the
+    finest clusters of both models."""
 
     load: LoadBlock
     old: Forest
     new: Forest
+    were: npt.NDArray[np.int64]
+    are: npt.NDArray[np.int64]
 
-    def __call__(self, block: int) -> Overlap:
+    def __call__(self, block: int) -> int:
         x = self.load(block)
         old, new = (label(forest, x).path[:, -1].numpy() for forest in (self.old, self.new))
-        found = np.zeros((self.old.clusters_per_level[-1], self.new.clusters_per_level[-1]))
-        np.add.at(found, (old, new), 1.0)
-        return found
+        return int((self.were[old] == self.are[new]).sum())
 
 
 def per_level(pairs: Overlap, old: Forest, new: Forest) -> list[Overlap]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,13 +22,19 @@ from rrcluster.stages.novelty import MOST_NUMBERS
 from rrcluster.stages.run import Run
 from rrcluster.stages.select import INDEX, LoadBlock
 
+Overlap = npt.NDArray[np.float64]
 
-def judged(again: Run, compute: Compute, old: Forest, new: Forest) -> Verdict:
-    """``again`` holds the new fit, and its rows."""
+
+def judged(again: Run, compute: Compute, old: Forest, new: Forest) -> tuple[Verdict, Overlap]:
+    """The verdict, and the fit's rows by their finest clusters in both models (k_old, k_new).
+
+    ``again`` holds the new fit, and its rows.
+    """
     load, spec = LoadBlock.of(again), again.config.refine
     work = JudgeProbe(load, old, new, spec.probe_rows, spec.probe_neighbours)
     [(rows, *consistency)] = [found for _, found in compute.map(work, [0])]
-    return Verdict((consistency[0], consistency[1]), rows, _lengths(again, compute, old, new))
+    pairs, lengths = _compared(again, compute, old, new)
+    return Verdict((consistency[0], consistency[1]), rows, lengths), pairs
 
 
 @dataclass(frozen=True)
@@ -52,32 +60,40 @@ class JudgeProbe:
 
 @dataclass(frozen=True)
 class DescribeBoth:
-    """Map: the rows of one fit block by their finest clusters in both models, and features."""
+    """Map: the rows of one fit block by their finest clusters in both models, and features if
+    there is a space to have them in."""
 
     load: LoadBlock
     old: Forest
     new: Forest
-    space: FeatureMap
+    space: FeatureMap | None
 
-    def __call__(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, block: int) -> tuple[Tensor, Tensor, Tensor | None]:
         x = self.load(block)
         old, new = (label(forest, x).path[:, -1] for forest in (self.old, self.new))
-        return old, new, features_of(self.space, x)
+        return old, new, None if self.space is None else features_of(self.space, x)
 
 
-def _lengths(again: Run, compute: Compute, old: Forest, new: Forest) -> tuple[float, float] | None:
-    """Nats per row of both partitions, in the new model's features."""
+def _compared(
+    again: Run, compute: Compute, old: Forest, new: Forest
+) -> tuple[Overlap, tuple[float, float] | None]:
+    """Rows by both clusters; nats per row of both partitions, in the new model's features."""
     space, code = read_space(again.store), again.config.count
     sizes = [forest.clusters_per_level[-1] for forest in (old, new)]
-    if space is None or sum(sizes) * space.width**2 > MOST_NUMBERS:
-        return None
-    sums = [LeafMoments.none(k, space.width) for k in sizes]
+    if space is not None and sum(sizes) * space.width**2 > MOST_NUMBERS:
+        space = None
+    pairs = np.zeros(sizes)
+    sums = [] if space is None else [LeafMoments.none(k, space.width) for k in sizes]
     work = DescribeBoth(LoadBlock.of(again), old, new, space)
     blocks = int(again.store.read_json(INDEX)["blocks"])
-    for *labels, z in in_order(compute.map(work, list(range(blocks)))):
-        for part, mine in zip(sums, labels, strict=True):
-            part.add(z, mine)
+    for were, are, z in in_order(compute.map(work, list(range(blocks)))):
+        np.add.at(pairs, (were.numpy(), are.numpy()), 1.0)
+        if z is not None:
+            sums[0].add(z, were)
+            sums[1].add(z, are)
+    if not sums:
+        return pairs, None
     known = [Known(s.mass, s.moments, code.eps2, code.shrinkage) for s in sums]
-    rows = float(sums[0].mass.sum())
+    rows = float(pairs.sum())
     before, after = (float(k.lengths(k.mass, k.moments, rows).sum()) / rows for k in known)
-    return before, after
+    return pairs, (before, after)

@@ -79,6 +79,27 @@ def test_a_refit_has_room_for_what_was_opened_so_that_old_rows_keep_their_ids(ru
     assert [r["level_1"] for r in everything(run)] == before
 
 
+def test_a_row_that_comes_after_refits_is_where_its_twin_has_stayed(run) -> None:
+    """Between two concepts rows could go either way; a stay without end shows who is held."""
+    between = rows_of(0, 60, 9, beside=1.0)
+    np.save(run / "corpus/1.npy", between)
+    again(run, "recluster.refit=never", "recluster.novelty=false")
+    first = [r["level_1"] for r in everything(run)]
+    for number in (2, 3):
+        add(run, number, 8)
+        facts = again(run, "recluster.refit=always", "recluster.refit_stay=1e9")
+        alive = {r["level_1"] for r in everything(run)}
+        now = [r["level_1"] for r in everything(run)[: len(first)]]
+        assert all(a == b or a not in alive for a, b in zip(first, now, strict=True))
+        assert facts["refit"]["churn"] == pytest.approx(np.mean(np.array(first) != now), abs=0.2)
+        first = [r["level_1"] for r in everything(run)]
+    np.save(run / "corpus/4.npy", between)
+    again(run, "recluster.refit=never")
+    found = everything(run)
+    twins = [[r["level_1"] for r in found if r["shard"] == shard] for shard in (1, 4)]
+    assert twins[0] == twins[1]
+
+
 def test_a_refit_makes_as_many_clusters_as_it_is_told_to(run) -> None:
     add(run, 1, 8)
     facts = again(run, "recluster.refit=always", "recluster.refit_k=[3,6]")
@@ -89,7 +110,8 @@ def test_a_refit_makes_as_many_clusters_as_it_is_told_to(run) -> None:
 
 def test_a_fit_that_is_not_better_is_told_and_left_unless_it_is_asked_for(run, monkeypatch) -> None:
     worse = Verdict((0.9, 0.8), 100, (20.0, 19.0))
-    monkeypatch.setattr(refit, "judged", lambda *_: worse)
+    judged = refit.judged
+    monkeypatch.setattr(refit, "judged", lambda *of: (worse, judged(*of)[1]))
     add(run, 1, 0)
     facts = again(run, "recluster.max_growth=1.05")
     assert facts["refit"] == {"adopted": False, "k": [2, 4], **worse.facts}
