@@ -51,7 +51,9 @@ class AnnealSpec:
         0.1, "a centroid with less than this share of the mean inertia splits the widest instead"
     )
     anneal_from: int = setting(
-        32_768, "rows from which annealing is worth it; fewer are fitted from k-means++ by Lloyd"
+        32_768,
+        "rows from which annealing is worth it; fewer are fitted from k-means++ by Lloyd, but for "
+        "bottom_up",
     )
     start_rows: int = setting(8, "rows per centroid that starting rows to anneal are drawn from")
     start_rounds: int = setting(64, "rounds of drawing them")

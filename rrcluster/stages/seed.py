@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,7 +100,8 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
 
 def _bottom_up(run: Run, shards: Shards, progress: Progress) -> Seeds:
     """The finest level of ``k``; every level is kept once it is done, the paths at the end."""
-    store, spec = run.store, run.config.seeding
+    # No refinement follows: what counts is the lowest inertia, of small fits as well.
+    store, spec = run.store, replace(run.config.seeding, anneal_from=0)
     levels = levels_of(run.config.k, spec, shards.num_rows)
     names = [LEVEL.format(number) for number in range(len(levels))]
     done = [Seeds(**read_tensors(store, name)) for name in names if store.exists(name)]

