@@ -28,7 +28,9 @@ def rows_of(concept: int, count: int, seed: int, beside: float = 0.0) -> np.ndar
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
 
 
-def grow(folder: Path, layout: str, *shards: np.ndarray, k: str = "[2,4]") -> dict:
+def grow(
+    folder: Path, layout: str, *shards: np.ndarray, k: str = "[2,4]", more: tuple[str, ...] = ()
+) -> dict:
     number = len(list((folder / "corpus").glob("*.npy")))
     for i, x in enumerate(shards, number):
         np.save(folder / "corpus" / f"{i}.npy", x)
@@ -40,7 +42,7 @@ def grow(folder: Path, layout: str, *shards: np.ndarray, k: str = "[2,4]") -> di
         np.savez(texts, x=np.eye(WIDTH, dtype=np.float32), name=np.array(names))
         made += [f"encoder.text={texts}"]
         made += ["refine.rounds=0", "recluster.novelty_rows=12", f"write.partition_by={layout}"]
-        cluster(load([*settings[:2], *made]), silent)
+        cluster(load([*settings[:2], *made, *more]), silent)
         return {}
     return recluster(load(settings), lambda: InProcessCompute(), silent).facts
 

@@ -56,7 +56,7 @@ class Fit:
         if not store.exists(FOREST):
             index = store.read_json(INDEX)
             with compute.hold(LoadBlock.of(self.run), index["blocks"]) as shards:
-                seeds = seed(self.run, compute, shards, progress)
+                seeds = seed(self.run, compute, shards, progress, self.start)
                 times[1:], moved[1:] = [clock()] * 3, [tally.total()] * 3
                 models = refine_cells(self.run, compute, shards, seeds, progress, self.start)
                 times[2:], moved[2:] = [clock()] * 2, [tally.total()] * 2

@@ -262,8 +262,8 @@ def _facts(
         f"increment {plan.increment}: {len(plan.shards)} new shards, {embedded} rows",
         decision,
     ]
-    with np.errstate(invalid="ignore"):
-        times = np.nan_to_num(means.shift / means.shift_by_chance)
+    with np.errstate(invalid="ignore", divide="ignore"):  # one row has no chance to compare with
+        times = np.nan_to_num(means.shift / means.shift_by_chance, posinf=0.0)
     if len(times) and times.max() > FAR:
         i = int(times.argmax())
         words.append(

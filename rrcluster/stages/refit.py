@@ -21,7 +21,7 @@ from rrcluster.core.verdict import Verdict
 from rrcluster.io import tables
 from rrcluster.io.current import Current
 from rrcluster.stages.caption import caption
-from rrcluster.stages.count import read_forest, write_homes
+from rrcluster.stages.count import HOMES, read_forest, write_homes
 from rrcluster.stages.fit import fit
 from rrcluster.stages.names import read_names
 from rrcluster.stages.run import Record, Run
@@ -147,6 +147,8 @@ def _with_homes(
     """The new model that keeps rows in the cluster of their id; published for later readers."""
     nats = again.config.recluster.refit_stay
     if nats == 0 or again.config.seeding.hierarchy == "bottom_up":
+        if again.store.exists(HOMES):  # of an attempt with another setting
+            again.store.remove(HOMES)
         return new
     place = {int(i): j for j, i in enumerate(are)}
     successor = torch.tensor([place.get(int(i), -1) for i in were])

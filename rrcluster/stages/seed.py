@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rrcluster.compute import Compute, Progress
 from rrcluster.core.bottom_up import bottom_up
+from rrcluster.core.forest import Before
 from rrcluster.core.hierarchy import Seeds, leaves_of_cell, top_down, whole_blocks
 from rrcluster.core.kmeans import SeedingSpec, State
 from rrcluster.core.shards import Shards
@@ -27,6 +28,7 @@ SEEDS = "model/seed/seeds.safetensors"
 CELLS = "model/seed/cells.safetensors"
 LEAVES = "model/seed/leaves-{:05d}.safetensors"
 STATE = "model/seed/passes.safetensors"
+CROWDED = 1.5  # times seeding.cell_leaves: leaves per cell until which a refit keeps its cells
 CHECKPOINT_PASSES = 3  # Lloyd passes between two that are kept
 
 
@@ -47,8 +49,14 @@ def finest(k: Any) -> int | None:
     return int(k[-1] if isinstance(k, list) else k)
 
 
-def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seeds:
-    """Hierarchical k-means; kept are the coarse level, each cell's leaves, and every few passes."""
+def seed(
+    run: Run, compute: Compute, shards: Shards, progress: Progress, start: Before | None = None
+) -> Seeds:
+    """Hierarchical k-means; kept are the coarse level, each cell's leaves, and every few passes.
+
+    A refit that ``start``s from clusters cuts its rows into the cells that these were found in, as
+    long as not many more are needed: a row of another cell could not stay where it was.
+    """
     store, spec = run.store, run.config.seeding
     if store.exists(SEEDS):
         return Seeds(**read_tensors(store, SEEDS))
@@ -56,7 +64,11 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
         seeds = _bottom_up(run, shards, progress)
         write_tensors(store, SEEDS, vars(seeds))
         return seeds
+    leaves = leaves_wanted(run.config.k, shards.num_rows, spec)
     cells = read_tensors(store, CELLS)["cells"] if store.exists(CELLS) else None
+    if cells is None and start is not None and len(start.forest.cells) > 1:
+        most = CROWDED * spec.cell_leaves * len(start.forest.cells)
+        cells = start.forest.cells if leaves <= most else None
 
     clock = PassClock(shards.width)
 
@@ -80,7 +92,7 @@ def seed(run: Run, compute: Compute, shards: Shards, progress: Progress) -> Seed
 
     seeds = top_down(
         shards,
-        leaves_wanted(run.config.k, shards.num_rows, spec),
+        leaves,
         spec,
         run.config.seed,
         on_pass,

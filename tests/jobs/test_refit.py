@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from growing import everything, grow, rows_of
 
 from rrcluster.compute import Progress, silent
@@ -16,6 +17,7 @@ from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.local import InProcessCompute
 from rrcluster.stages import refit
+from rrcluster.stages.count import read_forest
 from rrcluster.stages.recluster import recluster
 from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
@@ -98,6 +100,22 @@ def test_a_row_that_comes_after_refits_is_where_its_twin_has_stayed(run) -> None
     found = everything(run)
     twins = [[r["level_1"] for r in found if r["shard"] == shard] for shard in (1, 4)]
     assert twins[0] == twins[1]
+
+
+def test_a_refit_cuts_rows_into_the_cells_that_they_were_in_unless_it_starts_afresh(
+    tmp_path,
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    first = np.concatenate([rows_of(i, 60, i) for i in range(4)])
+    grow(tmp_path, "shard", first, more=("seeding.cell_leaves=4",))
+    cells = [read_forest(current(Store(str(tmp_path / "run"))).store).cells]
+    for number, start in ((1, "model"), (2, "scratch")):
+        add(tmp_path, number, 8)
+        again(tmp_path, "recluster.refit=always", f"recluster.refit_start={start}")
+        cells.append(read_forest(current(Store(str(tmp_path / "run"))).store).cells)
+    assert len(cells[0]) == 3
+    assert torch.equal(cells[0], cells[1])
+    assert cells[2].shape != cells[1].shape or not torch.equal(cells[1], cells[2])
 
 
 def test_a_refit_makes_as_many_clusters_as_it_is_told_to(run) -> None:
