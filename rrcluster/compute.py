@@ -104,6 +104,10 @@ class Compute(ABC):
         """Bytes that went to disk because they found no room between tasks, since this started."""
         return 0
 
+    def stored_bytes(self) -> int:
+        """Bytes that tasks ever handed to each other through memory, here and before; 0: none."""
+        return 0
+
     def close(self) -> None:  # noqa: B027 - optional
         """Give back workers."""
 

@@ -82,6 +82,9 @@ class RayCompute(Compute):
     def spilled_bytes(self) -> int:
         return max(0, object_store().spilled - self._spilled_before)
 
+    def stored_bytes(self) -> int:
+        return object_store().made
+
     def observed(self, progress: Progress) -> Progress:
         return Metered(progress)
 

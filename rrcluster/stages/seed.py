@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rrcluster.compute import Compute, Progress
 from rrcluster.core.bottom_up import bottom_up
+from rrcluster.core.costs import Fit, kmeans_traffic
 from rrcluster.core.forest import Before
 from rrcluster.core.hierarchy import Seeds, leaves_of_cell, top_down, whole_blocks
 from rrcluster.core.kmeans import SeedingSpec, State
@@ -70,12 +71,14 @@ def seed(
         most = CROWDED * spec.cell_leaves * len(start.forest.cells)
         cells = start.forest.cells if leaves <= most else None
 
-    clock = PassClock(shards.width)
+    clock = PassClock(shards.width, stored=compute.stored_bytes)
 
     def on_pass(state: State, inertia: float) -> None:
-        rows = sum(shards.rows_per_block[: state.blocks])
-        told = clock.told(rows, len(state.centroids))
-        words = f"pass over {rows:,} rows, {len(state.centroids):,} centroids"
+        rows, k = sum(shards.rows_per_block[: state.blocks]), len(state.centroids)
+        size = Fit(rows, spec.block_rows, shards.width, k, k)
+        traffic = kmeans_traffic(size, compute.workers).made + 4.0 * k * shards.width
+        told = clock.told(rows, k, traffic)  # answers, and the centroids that all read
+        words = f"pass over {rows:,} rows, {k:,} centroids"
         note = f"{words}, inertia {inertia:.4f}{told}"
         progress("seed", state.iteration, spec.iterations, note, inertia=inertia)
         if state.iteration and state.iteration % CHECKPOINT_PASSES == 0:
@@ -146,28 +149,36 @@ class FitCell:
 
 
 class PassClock:
-    """Seconds of each pass beside those that its work, 2 n d k operations, foretells.
+    """Seconds of each pass beside those that its work, 2 n d k operations, foretells, and bytes
+    that went between workers beside those that ``costs.kmeans_traffic`` does.
 
     The rate is that of the pass before: one that lags shows where a pass waits for something else.
     """
 
-    def __init__(self, d: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._d, self._now = d, now
+    def __init__(
+        self,
+        d: int,
+        now: Callable[[], float] = time.monotonic,
+        stored: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._d, self._now, self._stored = d, now, stored
         self._last: float | None = None
-        self._rate = 0.0
+        self._rate, self._stored_before = 0.0, 0
 
-    def told(self, rows: int, k: int) -> str:
+    def told(self, rows: int, k: int, traffic: float = 0.0) -> str:
         """Words on the pass that has just ended; the first one also had the starting fit in it."""
-        now, work = self._now(), 2.0 * rows * self._d * k
+        now, work, stored = self._now(), 2.0 * rows * self._d * k, self._stored()
         words = ""
         if self._last is not None:
             seconds = max(now - self._last, 1e-9)
-            answer = 8 * k * (self._d + 2) / 1e6
-            words = f", {seconds:.1f} s for {work:.1e} operations, {answer:.1f} MB of sums"
+            words = f", {seconds:.1f} s for {work:.1e} operations"
             if self._rate:
                 words += f" (predicted {work / self._rate:.1f} s)"
+            if stored:
+                moved = (stored - self._stored_before) / 1e6
+                words += f", {moved:.1f} MB between workers (predicted {traffic / 1e6:.1f} MB)"
             self._rate = work / seconds
-        self._last = now
+        self._last, self._stored_before = now, stored
         return words
 
 
