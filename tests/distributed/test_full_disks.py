@@ -44,13 +44,13 @@ def test_a_full_run_folder_is_said_leaves_no_half_file_and_the_same_command_goes
     assert differences(run_dir, finished) == []
 
 
-def test_a_full_spill_folder_does_not_end_the_job_and_its_files_are_the_same(
+def test_on_ray_with_a_full_spill_folder_the_job_gives_the_bytes_of_the_job_in_process(
     drawn, finished, tmp_path, mounted
 ) -> None:
     disk, run_dir = disk_of("64k", mounted, tmp_path / "spill"), tmp_path / "run"
     line = command(
         f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=[3,8]", *SMALL, "compute=local",
-        "compute.workers=1", "compute.object_store_memory=80000000", f"compute.spill_dir={disk}",
+        "compute.workers=2", "compute.object_store_memory=80000000", f"compute.spill_dir={disk}",
     )  # fmt: skip
     early = SPILL_EARLY | {"RAY_object_spilling_threshold": "0.02"}  # these images are small
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=os.environ | early)
