@@ -75,7 +75,7 @@ def seed(
 
     def on_pass(state: State, inertia: float) -> None:
         rows, k = sum(shards.rows_per_block[: state.blocks]), len(state.centroids)
-        size = Fit(rows, spec.block_rows, shards.width, k, k)
+        size = Fit(float(rows), float(spec.block_rows), shards.width, k, k)
         traffic = kmeans_traffic(size, compute.workers).made + 4.0 * k * shards.width
         told = clock.told(rows, k, traffic)  # answers, and the centroids that all read
         words = f"pass over {rows:,} rows, {k:,} centroids"
