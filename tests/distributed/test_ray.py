@@ -12,9 +12,11 @@ import pytest
 import ray
 import torch
 from corpora import jpeg, write_tar
+from job_fixtures import SMALL
 from sample_run import vectors_run
 from shards_contract import ShardsContract
 
+from pipelines.cluster import cluster
 from rrcluster.compute import EmbedPlan, ShardCounts, silent
 from rrcluster.config import ComputeSpec, load
 from rrcluster.core.hierarchy import top_down
@@ -116,6 +118,19 @@ def test_a_corpus_without_captions_goes_through_at_the_first_try(
     assert found == [ShardCounts(i, 5, 5, 0) for i in range(2)]
     table = pq.read_table(tmp_path / "run/samples/000001.parquet")
     assert table["caption"].to_pylist() == [None] * 5
+
+
+def test_the_job_on_ray_gives_the_bytes_of_the_job_in_process(
+    ray_compute, drawn, finished, tmp_path
+) -> None:
+    run_dir = tmp_path / "run"
+    config = load(
+        [f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=[3,8]", "compute.workers=4", *SMALL]
+    )
+    cluster(config, silent)
+    for path in sorted(finished.rglob("*.parquet")):
+        assert (run_dir / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
+    assert ray.is_initialized()
 
 
 def test_a_ray_that_runs_already_is_joined_and_left_running(ray_compute) -> None:
