@@ -8,7 +8,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 from rrcluster.config import Config, as_yaml, group_choices, load, settings_help
@@ -55,14 +57,16 @@ def run(name: str, job: Callable[[Config], int], arguments: Sequence[str]) -> in
     if "-h" in arguments or "--help" in arguments:
         print(_help(name))
         return DONE
-    signal.signal(signal.SIGTERM, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        if "--cfg" in arguments:
-            at = arguments.index("--cfg")
-            print(as_yaml([a for i, a in enumerate(arguments) if i not in (at, at + 1)]), end="")
-            return DONE
-        return job(load(arguments))
+        with _stoppable():
+            if "--cfg" in arguments:
+                at = arguments.index("--cfg")
+                print(
+                    as_yaml([a for i, a in enumerate(arguments) if i not in (at, at + 1)]), end=""
+                )
+                return DONE
+            return job(load(arguments))
     except UserError as mistake:
         _say(f"rrcluster {name}: {mistake}")
         return USER_MISTAKE
@@ -92,6 +96,31 @@ def _full_disk(error: BaseException | None) -> OSError | None:
                 return found
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the job as Ctrl-C does, wherever it comes upon it."""
+    told = sys.unraisablehook
+    again: list[threading.Timer] = []
+
+    def hook(lost: sys.UnraisableHookArgs) -> None:
+        # What a finalizer raises ends nothing: the stop is sent once more, after the finalizer.
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            again.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)))
+            again[-1].daemon = True
+            again[-1].start()
+        else:
+            told(lost)
+
+    signal.signal(signal.SIGTERM, _stop)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = told
+        for timer in again:
+            timer.cancel()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from job_fixtures import in_process, job, kill_when, resume_to_the_same, start_job, wait_for
 
+from pipelines.cli import DONE, FAILED, run
 from rrcluster.io.lease import lease
 from rrcluster.io.store import Store
 
@@ -38,8 +40,10 @@ def test_a_driver_killed_in_a_stage_goes_on_to_the_same_output(
 def test_sigterm_stops_cleanly_and_says_how_to_go_on(drawn, tmp_path) -> None:
     run_dir = tmp_path / "run"
     err = tmp_path / "err"
+    # Counting is long, so the job is at work when the signal comes, however late that is.
+    long = in_process("count.replicates=2000")
     started = start_job(
-        "cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=3", *in_process(), err=str(err)
+        "cluster", f"corpus.uri={drawn}", f"run_dir={run_dir}", "k=3", *long, err=str(err)
     )
     wait_for(started, run_dir / "samples/000000.parquet")
     os.kill(started.pid, signal.SIGTERM)
@@ -47,6 +51,23 @@ def test_sigterm_stops_cleanly_and_says_how_to_go_on(drawn, tmp_path) -> None:
     assert "goes on where it was" in err.read_text()
     assert "Traceback" not in err.read_text()
     assert not list(run_dir.rglob(".*"))  # no half-written file is left
+
+
+def test_a_stop_that_comes_upon_a_finalizer_is_not_lost(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("pipelines.cli.load", lambda _: None)
+
+    class Finalized:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)  # Python runs the handler before the next line
+            time.sleep(0)
+
+    def job(_: object) -> int:
+        Finalized()
+        time.sleep(30)
+        return DONE
+
+    assert run("cluster", job, []) == FAILED
+    assert "goes on where it was" in capsys.readouterr().err
 
 
 def test_a_run_that_another_job_is_at_work_on_is_left_to_it(drawn, finished, tmp_path) -> None:
