@@ -27,13 +27,24 @@ def test_int8_float32_and_int64_products_are_the_same_numbers(m: int, k: int, d:
     assert torch.equal((a.float() @ b.float().T).long(), wide)
 
 
-def test_a_machine_without_exact_int8_gives_the_same_labels(monkeypatch) -> None:
+@pytest.mark.parametrize("bytes_pay", [True, False])
+def test_the_clock_chooses_the_product_and_no_number(bytes_pay: bool, monkeypatch) -> None:
+    slow = grid._in_floats if bytes_pay else grid._in_bytes
+    monkeypatch.setattr(grid, "_seconds", lambda product, *_: float(product is slow))
+    chosen = grid.int8_pays.__wrapped__()
+    assert chosen == (bytes_pay and grid.int8_is_exact())
+    monkeypatch.setattr(grid, "int8_pays", lambda: chosen)
+    a = torch.randint(-127, 128, (64, 256), dtype=torch.int8)
+    assert torch.equal(products(a, a).long(), a.long() @ a.long().T)
+
+
+def test_a_machine_without_int8_gives_the_same_labels(monkeypatch) -> None:
     x, c = unit_rows(300, 64), unit_rows(40, 64, 1).float()
     space = Grid.of(x)
     assert space is not None
     codes = space.round(space.place(x))
     with_int8 = Codebook(space.round(space.place(c))).nearest(codes)
-    monkeypatch.setattr(grid, "int8_is_exact", lambda: False)
+    monkeypatch.setattr(grid, "int8_pays", lambda: False)
     without = Codebook(space.round(space.place(c))).nearest(codes)
     assert torch.equal(with_int8[0], without[0])
     assert torch.equal(with_int8[1], without[1])
