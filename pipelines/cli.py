@@ -59,13 +59,11 @@ def run(name: str, job: Callable[[Config], int], arguments: Sequence[str]) -> in
         return DONE
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        if "--cfg" in arguments:
+            at = arguments.index("--cfg")
+            print(as_yaml([a for i, a in enumerate(arguments) if i not in (at, at + 1)]), end="")
+            return DONE
         with _stoppable():
-            if "--cfg" in arguments:
-                at = arguments.index("--cfg")
-                print(
-                    as_yaml([a for i, a in enumerate(arguments) if i not in (at, at + 1)]), end=""
-                )
-                return DONE
             return job(load(arguments))
     except UserError as mistake:
         _say(f"rrcluster {name}: {mistake}")

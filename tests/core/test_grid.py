@@ -25,6 +25,8 @@ def test_int8_float32_and_int64_products_are_the_same_numbers(m: int, k: int, d:
     wide = a.long() @ b.long().T
     assert torch.equal(products(a, b).long(), wide)
     assert torch.equal((a.float() @ b.float().T).long(), wide)
+    if grid.int8_is_exact():  # also where it does not pay
+        assert torch.equal(grid._in_bytes(a, b).long(), wide)
 
 
 @pytest.mark.parametrize("bytes_pay", [True, False])
@@ -43,6 +45,7 @@ def test_a_machine_without_int8_gives_the_same_labels(monkeypatch) -> None:
     space = Grid.of(x)
     assert space is not None
     codes = space.round(space.place(x))
+    monkeypatch.setattr(grid, "int8_pays", grid.int8_is_exact)
     with_int8 = Codebook(space.round(space.place(c))).nearest(codes)
     monkeypatch.setattr(grid, "int8_pays", lambda: False)
     without = Codebook(space.round(space.place(c))).nearest(codes)
