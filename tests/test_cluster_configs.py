@@ -11,8 +11,10 @@ import copy
 import importlib.util
 import re
 import shlex
+import shutil
 import subprocess
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import kuberay_schema
 import pytest
 import ray
 import yaml
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from rrcluster.config import load, settings_help
@@ -286,3 +289,18 @@ def _plain(text: str) -> str:
     """Without comments, and without the mount that puts the token's own file in place."""
     lines = (line.split(" #")[0] for line in text.splitlines() if not line.lstrip().startswith("#"))
     return "\n".join(line for line in lines if "~/.ray/auth_token" not in line)
+
+
+@pytest.mark.parametrize("name", [".venv", "venv", "any-name"])
+def test_the_upload_leaves_a_virtual_environment_behind_whatever_its_name(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "repository"
+    code = ["pipelines/cluster.py", "rrcluster/core/rate.py", "rrcluster/models/tiny/image.onnx"]
+    left = ["bin/python", "lib/python3.11/site-packages/torch/lib/libtorch.so"]
+    for file in [*code, *(f"{name}/{f}" for f in left)]:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    shutil.copy(REPOSITORY / ".rayignore", folder)
+    create_package(str(folder), tmp_path / "upload.zip", include_gitignore=True)
+    assert sorted(zipfile.ZipFile(tmp_path / "upload.zip").namelist()) == [".rayignore", *code]
