@@ -291,16 +291,19 @@ def _plain(text: str) -> str:
     return "\n".join(line for line in lines if "~/.ray/auth_token" not in line)
 
 
-@pytest.mark.parametrize("name", [".venv", "venv", "any-name"])
-def test_the_upload_leaves_a_virtual_environment_behind_whatever_its_name(
-    name: str, tmp_path: Path
+def test_the_upload_holds_no_virtual_environment_corpus_or_run_whatever_its_name(
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "repository"
     code = ["pipelines/cluster.py", "rrcluster/core/rate.py", "rrcluster/models/tiny/image.onnx"]
-    left = ["bin/python", "lib/python3.11/site-packages/torch/lib/libtorch.so"]
-    for file in [*code, *(f"{name}/{f}" for f in left)]:
+    files = ["pyproject.toml", "vocabulary.txt"]  # someone's own beside the code
+    environment = ["bin/python", "lib/python3.11/site-packages/a.so", "share/man/a", "pyvenv.cfg"]
+    left = [f"{name}/{file}" for name in (".venv", "any-name") for file in environment]
+    left += ["photos/shard-000.tar", "run/run.json", "tests/conftest.py", ".git/config"]
+    for file in [*code, *files, *left]:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).touch()
     shutil.copy(REPOSITORY / ".rayignore", folder)
     create_package(str(folder), tmp_path / "upload.zip", include_gitignore=True)
-    assert sorted(zipfile.ZipFile(tmp_path / "upload.zip").namelist()) == [".rayignore", *code]
+    names = zipfile.ZipFile(tmp_path / "upload.zip").namelist()
+    assert sorted(names) == sorted([".rayignore", *code, *files])
