@@ -32,7 +32,7 @@ from rrcluster.records import setting
 MIN_BATCH = 256
 PLUS_PLUS = 256  # rounds of drawing where nothing is annealed: k-means++ up to so many centroids
 LEAST = 128  # rows of a product at least: fewer cost more than a thread's share of them saves
-FEW = 3  # rows of a round that are compared one after the other; more are looked up in a book
+FEW = 8  # rows of a round that are compared in one product; more are looked up in a book
 MIN_DRAWN = 4096  # rows that starting rows are drawn from at least
 SPLIT_UNTIL = 0.7  # share of the steps after which nothing is split any more
 MEMORY = 0.1  # weight of the newest batch in the running shares
@@ -235,7 +235,7 @@ def starting_rows(
     codes = _joined((space.coded(tile) for tile in tiles), n)
     generator = keys.generator(seed, *path, "start")
     rounds = max(min(k, rounds), 1)
-    to_one = DistancesToOne(codes) if k <= FEW * rounds else None
+    to_few = DistancesToFew(codes) if k <= FEW * rounds else None
     squared = torch.ones(n)
     chosen = torch.empty(0, dtype=torch.int64)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -247,13 +247,12 @@ def starting_rows(
             chosen = torch.cat([chosen, drawn])
             if r == 0:
                 squared.fill_(math.inf)
-            if to_one is not None:
-                for coded in codes[drawn]:
-                    squared = torch.minimum(squared, to_one(coded))
+            if to_few is not None:
+                squared = torch.minimum(squared, to_few(codes[drawn]))
             else:
                 book = space.book(space.place(rows.take(drawn)))
                 list(pool.map(partial(_lower, book), codes.split(TILE), squared.split(TILE)))
-    del codes, to_one, squared, key  # as large as several tables of centroids
+    del codes, to_few, squared, key  # as large as several tables of centroids
     return rows.take(chosen[torch.arange(k) % len(chosen)]).float()
 
 
@@ -272,8 +271,8 @@ def _joined(tiles: Iterable[Tensor], rows: int) -> Tensor:
     return joined
 
 
-class DistancesToOne:
-    """Squared distances of rows to one row, as ``Book.squared`` gives them; one product for all."""
+class DistancesToFew:
+    """Squared distances of rows to the nearest of a few, as ``Book.squared`` gives them."""
 
     def __init__(self, coded: Tensor) -> None:
         self._rows = coded.float()  # whole numbers whose sums stay exact
@@ -281,10 +280,10 @@ class DistancesToOne:
         self._norms = self._rows.square().sum(1)
 
     def __call__(self, coded: Tensor) -> Tensor:
-        one = coded.float()
-        half = one.square().sum() / 2
+        few = coded.float()
+        half = few.square().sum(1) / 2
         half = half.ceil() if self._whole else half
-        return (self._norms - 2 * (self._rows @ one - half)).clamp_min_(0)
+        return (self._norms - 2 * (self._rows @ few.T - half).amax(1)).clamp_min_(0)
 
 
 def unit(x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:

@@ -191,17 +191,18 @@ def fit_codes(
     rows than e describes its own rows too cheaply and its membership freezes.
     """
     k, e = moments.shape[:2]
-    mass, moments = mass.double(), moments.double()
+    mass = mass.double()
     live = mass > 0
-    mean = moments / mass.clamp_min(1e-12)[:, None, None]
+    # What is stored is float32, and so is the search for it, at half the time of float64.
+    mean = moments.float() / mass.clamp_min(1e-12).float()[:, None, None]
     if shrinkage > 0:
-        line = first_lines(mean)
-        spread = mean - line
-        pooled = _pool(mass, spread)
-        own = (mass / (mass + shrinkage))[:, None, None]
-        mean = line + own * spread + (1 - own) * pooled
-    # The stored directions are float32, and so is their search: half the time of float64.
-    spectrum, vectors = (found.double() for found in torch.linalg.eigh(mean.float()))
+        first = first_directions(mean)
+        mean -= first[:, :, None] * first[:, None, :]
+        pooled = _pool(mass, mean)
+        own = (mass / (mass + shrinkage)).float()[:, None, None]
+        mean.mul_(own).add_((1 - own) * pooled)
+        mean += first[:, :, None] * first[:, None, :]
+    spectrum, vectors = (found.double() for found in torch.linalg.eigh(mean))
     spectrum = spectrum.clamp_min(0)
     r = min(rank, e)
     c = e / eps2
@@ -272,7 +273,9 @@ def _power(mean: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _pool(mass: Tensor, matrices: Tensor) -> Tensor:
-    return (mass[:, None, None] * matrices).sum(0) / mass.sum().clamp_min(1e-12)
+    """Mean of the matrices by mass, in their precision."""
+    share = mass / mass.sum().clamp_min(1e-12)
+    return torch.einsum("k,kij->ij", share.to(matrices.dtype), matrices)
 
 
 def costs(z: Float[Tensor, "n e"], codes: Codes) -> Float[Tensor, "n k"]:

@@ -15,8 +15,12 @@ ASSIGNED_BYTES = 60  # of assignments/ per row, compressed
 KMEANS_PASSES = 30  # seeding.iterations, the most
 ANNEAL_EPOCHS = 2  # seeding.epochs, over 256 rows per centroid
 ANNEAL_ROWS = 256
-LLOYD_PASSES = 5  # refine.passes, the most, and the one whose statistics are stored
-AGREE_ROWS, AGREE_FITS, AGREE_PASSES = 8192, 6, 20  # of a cell; k-means of them, passes of each
+LLOYD_PASSES = 4  # of agreement, refine.passes at most, and the one whose statistics are stored
+AGREE_ROWS, AGREE_FITS, AGREE_PASSES = (
+    8192,
+    6,
+    6,
+)  # of a cell; k-means of them, passes of each and its start
 REPLICATES = 8  # count.replicates
 PAIRS = 1.5  # joined pairs that count prices for each of a leaf's neighbours
 

@@ -28,6 +28,13 @@ class Seeds:
         return self.leaves[self.cell_of_leaf == cell]
 
 
+def largest_first(sizes: Int[Tensor, " c"]) -> list[int]:
+    """Cells in the order to work on them in parallel: a large one that came last would be waited
+    for by every other worker."""
+    order: list[int] = sizes.argsort(descending=True, stable=True).tolist()
+    return order
+
+
 def nearest_in_cell(
     x: Float[Tensor, "n d"], seeds: Seeds
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:

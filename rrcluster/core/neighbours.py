@@ -27,6 +27,7 @@ from rrcluster.core.shards import MemoryShards
 from rrcluster.core.tiles import TILE
 
 CANDIDATES = 4  # times as many raw neighbours as are wanted: those of every round are among them
+ROUGH = 1e-2  # tolerance of k-means where only the spread within the clusters is asked for
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def agree(
     for round in range(rounds + 1):
         z = features_of(features, x)
         s = smoothed(z, nearest_among(z, near, neighbours))
-        labels, found = _parts(s, clusters, seed + round, before)
+        tolerance = ROUGH if round < rounds else SeedingSpec.tolerance
+        labels, found = _parts(s, clusters, seed + round, before, tolerance)
         if round < rounds:
             features = projection.whitened(within_spread(u, labels, found), ridge)
     return Agreed(features, labels, found)
@@ -117,26 +119,33 @@ def seeds_within(
 
 
 def _parts(
-    s: Float[Tensor, "m e"], clusters: int, seed: int, before: Int[Tensor, " m"] | None
+    s: Float[Tensor, "m e"],
+    clusters: int,
+    seed: int,
+    before: Int[Tensor, " m"] | None,
+    tolerance: float = SeedingSpec.tolerance,
 ) -> tuple[Tensor, int]:
     """A partition within each cluster that there was, into its share of ``clusters`` by rows; rows
     of none are a cluster of their own here."""
     if before is None:
-        return _partition(s, clusters, seed)
+        return _partition(s, clusters, seed, tolerance)
     labels, found = torch.zeros_like(before), 0
     for group in before.unique().tolist():
         mine = (before == group).nonzero()[:, 0]
         share = max(1, round(clusters * len(mine) / len(before)))
-        part, count = _partition(s[mine], share, seed)
+        part, count = _partition(s[mine], share, seed, tolerance)
         labels[mine], found = found + part, found + count
     return labels, found
 
 
-def _partition(s: Float[Tensor, "m e"], clusters: int, seed: int) -> tuple[Tensor, int]:
+def _partition(
+    s: Float[Tensor, "m e"], clusters: int, seed: int, tolerance: float
+) -> tuple[Tensor, int]:
     """k-means by Lloyd from spread-out rows; without the empty clusters."""
     rows = MemoryShards([s.half()])
     k = min(clusters, len(s))
     start = starting_rows(rows.rows(len(s)), k, PLUS_PLUS, len(s), seed, ("leaves", 0))
-    centroids = lloyd(rows, State(0, 1, start), SeedingSpec(), seed).centroids
+    spec = SeedingSpec(tolerance=tolerance)
+    centroids = lloyd(rows, State(0, 1, start), spec, seed).centroids
     used, labels = nearest(s.half(), centroids)[0].unique(return_inverse=True)
     return labels, len(used)

@@ -7,14 +7,18 @@ signals tried; corrected for chance it cannot be raised by making clusters large
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
 
-import faiss
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rrcluster.core.shards import Shards
+
+KERNELS = {"AVX512": "SkylakeX", "AVX2": "Haswell"}  # OpenBLAS's names for what torch finds
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def nearest_others(x: Float[Tensor, "m d"], neighbours: int) -> Int[Tensor, "m j
     count = max(min(neighbours, len(x) - 1), 0)
     if count == 0:
         return torch.zeros(len(x), 0, dtype=torch.int64)
-    rows = x.float().numpy()
+    rows, faiss = x.float().numpy(), _faiss()
     faiss.omp_set_num_threads(torch.get_num_threads())  # one, where results must not depend on it
     _, indices = faiss.knn(rows, rows, count + 1, metric=faiss.METRIC_INNER_PRODUCT)
     found = torch.from_numpy(indices).long()
@@ -58,3 +62,23 @@ def nearest_others(x: Float[Tensor, "m d"], neighbours: int) -> Int[Tensor, "m j
     own = found == torch.arange(len(x))[:, None]
     others: Tensor = found.gather(1, own.int().argsort(dim=1, stable=True))[:, :count]
     return others
+
+
+@lru_cache
+def _faiss() -> ModuleType:
+    """faiss, with products made for this CPU.
+
+    Its OpenBLAS looks at the CPU when it is loaded, and takes its slowest kernels (a fifth of the
+    speed) on one that it does not know by name; the environment may name others.
+    """
+    variable, known = "OPENBLAS_CORETYPE", KERNELS.get(torch.backends.cpu.get_cpu_capability())
+    chosen = variable in os.environ or known is None
+    if not chosen:
+        os.environ[variable] = str(known)
+    try:
+        import faiss
+    finally:
+        if not chosen:
+            del os.environ[variable]  # what else is loaded, or started, chooses for itself
+    module: ModuleType = faiss
+    return module

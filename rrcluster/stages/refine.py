@@ -11,7 +11,7 @@ from rrcluster.compute import Compute, Progress
 from rrcluster.core.forest import Before
 from rrcluster.core.gate import GateEvent
 from rrcluster.core.head import Training
-from rrcluster.core.hierarchy import Seeds, whole_blocks
+from rrcluster.core.hierarchy import Seeds, largest_first, whole_blocks
 from rrcluster.core.model import CellModel, under
 from rrcluster.core.refine import Refined, refine, unrefined
 from rrcluster.core.shards import Shards
@@ -35,7 +35,8 @@ def refine_cells(
     if cells == 1:
         work.publish(0, shards, progress)
     else:
-        todo = [c for c in range(cells) if not run.store.exists(_cell_name(c))]
+        ordered = largest_first(torch.bincount(seeds.cell_of_leaf, minlength=cells))
+        todo = [c for c in ordered if not run.store.exists(_cell_name(c))]
         if todo:
             split_by_cell(run, compute, seeds.cells)
         for done, _ in enumerate(compute.map(work, todo), cells - len(todo) + 1):

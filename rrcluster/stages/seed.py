@@ -15,7 +15,13 @@ from rrcluster.compute import Compute, Progress
 from rrcluster.core.bottom_up import bottom_up
 from rrcluster.core.costs import Fit, kmeans_traffic
 from rrcluster.core.forest import Before
-from rrcluster.core.hierarchy import Seeds, leaves_of_cell, top_down, whole_blocks
+from rrcluster.core.hierarchy import (
+    Seeds,
+    largest_first,
+    leaves_of_cell,
+    top_down,
+    whole_blocks,
+)
 from rrcluster.core.kmeans import SeedingSpec, State
 from rrcluster.core.shards import Shards
 from rrcluster.io.store import Store
@@ -88,7 +94,7 @@ def seed(
     def fit_cells(cells: Tensor, shares: Tensor) -> Iterator[Tensor]:
         split_by_cell(run, compute, cells)
         work = FitCell(run, cells, shares)
-        todo = [c for c in range(len(cells)) if not store.exists(LEAVES.format(c))]
+        todo = [c for c in largest_first(shares) if not store.exists(LEAVES.format(c))]
         for done, _ in enumerate(compute.map(work, todo), len(cells) - len(todo) + 1):
             progress("seed", done, len(cells), "cells")
         return (read_tensors(store, LEAVES.format(c))["leaves"] for c in range(len(cells)))

@@ -7,7 +7,7 @@ import torch
 
 from rrcluster.core.anneal import (
     AnnealSpec,
-    DistancesToOne,
+    DistancesToFew,
     Space,
     anneal,
     annealed,
@@ -148,15 +148,16 @@ class TestBadInput:
             fit(MemoryShards([x]), 3, SeedingSpec(), 0)
 
 
+@pytest.mark.parametrize("few", [1, 5])
 @pytest.mark.parametrize("width", [8, 96])
-def test_distances_to_one_row_are_those_of_a_book_of_one(width: int) -> None:
+def test_distances_to_few_rows_are_those_of_a_book_of_them(width: int, few: int) -> None:
     x = blobs(1500, 6, width, 0.5)
     space = Space.of(MemoryShards([x]).rows(len(x)))
     codes = space.coded(x)
-    found = DistancesToOne(codes)(codes[7])
-    book = space.book(space.place(x[7:8]))
+    found = DistancesToFew(codes)(codes[7 : 7 + few])
+    book = space.book(space.place(x[7 : 7 + few]))
     if width < 64:  # not on a grid: rounded as the product rounds
         torch.testing.assert_close(found, book.squared(codes), atol=1e-5, rtol=1e-5)
     else:
         assert torch.equal(found, book.squared(codes))
-        assert float(found[7]) <= 1
+        assert float(found[7 : 7 + few].max()) <= 1

@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from rrcluster.core.anneal import Space, starting_rows
 from rrcluster.core.cells import nearest
-from rrcluster.core.hierarchy import apportion, nearest_in_cell, top_down
+from rrcluster.core.hierarchy import apportion, largest_first, nearest_in_cell, top_down
 from rrcluster.core.kmeans import Clusters, ClusterSums, SeedingSpec, State, lloyd
 from rrcluster.core.shards import MemoryShards, Rows
 
@@ -133,6 +133,10 @@ def test_shares_sum_to_the_total_and_never_exceed_a_cell(
     held = sum(s > 0 for s in sizes)
     assert int(share.sum()) == max(min(total, sum(sizes)), held)
     assert all(0 < n <= s if s else n == 0 for n, s in zip(share.tolist(), sizes, strict=True))
+
+
+def test_large_cells_come_first_and_equal_ones_in_their_order() -> None:
+    assert largest_first(torch.tensor([3, 9, 0, 9, 4])) == [1, 3, 4, 0, 2]
 
 
 def test_shares_follow_the_weights_where_cells_are_large_enough() -> None:

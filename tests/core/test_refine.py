@@ -3,6 +3,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from rrcluster.core.features import Head, fit_projection
 from rrcluster.core.head import Training, batch_membership, train_head
 from rrcluster.core.merge import merge_tree
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
-from rrcluster.core.probe import Probe, nearest_others
+from rrcluster.core.probe import KERNELS, Probe, nearest_others
 from rrcluster.core.rate import rate, rate_reduction
 from rrcluster.core.refine import Refined, RefineSpec, refine
 from rrcluster.core.shards import MemoryShards
@@ -211,6 +214,27 @@ def test_a_row_is_not_its_own_neighbour_even_among_duplicates() -> None:
     found = nearest_others(x, 2)
     assert found.shape == (7, 2)
     assert not (found == torch.arange(7)[:, None]).any()
+
+
+@pytest.mark.parametrize("asked", ["", "Haswell"])
+def test_faiss_takes_kernels_made_for_this_cpu_and_leaves_the_environment_alone(asked: str) -> None:
+    known = KERNELS.get(torch.backends.cpu.get_cpu_capability())
+    if known is None:
+        pytest.skip("torch names no instructions of this CPU that OpenBLAS has kernels for")
+    script = (
+        "import os, torch; from rrcluster.core.probe import nearest_others\n"
+        "before = dict(os.environ); nearest_others(torch.eye(8), 2)\n"
+        "assert dict(os.environ) == before"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+    env |= {"OPENBLAS_VERBOSE": "2"} | ({"OPENBLAS_CORETYPE": asked} if asked else {})
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # numpy and scipy have an OpenBLAS each; the last one loaded is faiss's
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Core: ")]
+    if len(said) < 2:
+        pytest.skip("faiss brings no OpenBLAS here")
+    assert said[-1] == f"Core: {asked or known}"
 
 
 def test_a_row_is_not_its_own_cluster_and_likeness_decides_memberships() -> None:
