@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
 from rrcluster.core.shards import MemoryShards, Shards
+from rrcluster.io.scratch import Scratch
 from rrcluster.models.encoder import Encoder
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
@@ -53,7 +54,8 @@ class InProcessCompute(Compute):
 
     @contextmanager
     def hold(self, load: Callable[[int], Tensor], blocks: int) -> Iterator[Shards]:
-        yield MemoryShards([load(b) for b in range(blocks)], self.workers)
+        with closing(Scratch(load(b) for b in range(blocks))) as rows:
+            yield MemoryShards(rows.blocks, self.workers, let_go=rows.let_go)
 
     def embed(self, plan: EmbedPlan, shards: Sequence[Shard]) -> Iterator[ShardCounts]:
         if plan.encoder.kind == "vectors":

@@ -100,22 +100,23 @@ def anneal(
     shares = torch.full((k,), -1.0)
     # On a grid products are exact however rows are cut: so that every thread has its part.
     piece = TILE if space.grid is None else min(max(-(-batch // workers), LEAST), TILE)
-    # One buffer for all batches: each thread places its tiles in it.
-    placed, squared = torch.empty(batch, rows.width), torch.empty(batch)
-    label = torch.empty(batch, dtype=torch.int64)
+    squared, label = torch.empty(batch), torch.empty(batch, dtype=torch.int64)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for step in range(steps):
             eta = spec.anneal_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
             book = space.book(centroids)
             x, weight = rows.batch(step * batch, batch)
-            tiles = (t.split(piece) for t in (x, placed, label, squared))
+            tiles = (t.split(piece) for t in (x, label, squared))
             list(pool.map(partial(_look_up, space, book), *tiles))
+            del book  # a table of centroids less beside the next one
             weight = torch.ones(len(x)) if weight is None else weight.float() / rows.mean_weight
             mass = torch.bincount(label, weights=weight, minlength=k).float()
             pull = 1 - (1 - eta) ** mass
             centroids.mul_((1 - pull)[:, None])
-            placed.mul_((weight * (pull / mass.clamp_min(1e-9))[label])[:, None])
-            centroids.index_add_(0, label, placed)
+            share = weight * (pull / mass.clamp_min(1e-9))[label]
+            parts = (t.split(TILE) for t in (x, label, share))
+            for part, to, of_it in zip(*parts, strict=True):  # placed again: no table of the batch
+                centroids.index_add_(0, to, space.place(part).mul_(of_it[:, None]))
             found = torch.bincount(label, weights=weight * squared, minlength=k).float()
             if step == 0:
                 shares = found.double().mean().float().expand(k).clone()
@@ -127,13 +128,9 @@ def anneal(
     return space.back(centroids)
 
 
-def _look_up(
-    space: Space, book: Book, x: Tensor, placed: Tensor, label: Tensor, squared: Tensor
-) -> None:
-    """Fill in the last three for the rows x."""
-    placed.copy_(space.place(x))
-    coded = placed if space.grid is None else space.grid.round(placed)
-    label[:], squared[:] = book.label(coded)
+def _look_up(space: Space, book: Book, x: Tensor, label: Tensor, squared: Tensor) -> None:
+    """Fill in the last two for the rows x."""
+    label[:], squared[:] = book.label(space.coded(x))
 
 
 def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch.Generator) -> None:
@@ -142,10 +139,12 @@ def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch
     if not len(low):
         return
     wide = shares.sort(descending=True, stable=True).indices[: len(low)]
-    step = NUDGE * torch.randn(len(low), centroids.shape[1], generator=generator)
-    step *= shares[wide].double().mean().sqrt().float() / math.sqrt(centroids.shape[1])
-    centroids[low] = centroids[wide] + step
-    centroids[wide] -= step
+    spread = shares[wide].double().mean().sqrt().float() / math.sqrt(centroids.shape[1])
+    for away, beside in zip(low.split(TILE), wide.split(TILE), strict=True):
+        step = NUDGE * torch.randn(len(away), centroids.shape[1], generator=generator)
+        step *= spread
+        centroids[away] = centroids[beside] + step
+        centroids[beside] -= step
     shares[wide] /= 2
     shares[low] = shares[wide]
 

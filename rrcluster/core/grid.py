@@ -48,7 +48,7 @@ class Grid:
 
     def place(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Rows in units of the grid, not rounded."""
-        return x.float().sub(self.centre).mul_(self.scale)
+        return torch.sub(x, self.centre).mul_(self.scale)  # float32 as the centre is
 
     def back(self, placed: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Rows in units of the grid as rows of the data."""

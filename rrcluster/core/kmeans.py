@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrcluster.core import keys
-from rrcluster.core.anneal import AnnealSpec, Space, annealed, anneals, unit
+from rrcluster.core.anneal import AnnealSpec, Book, Space, annealed, anneals, unit
 from rrcluster.core.shards import ALONE, Shards
 from rrcluster.records import setting
 
@@ -94,6 +95,11 @@ class ClusterSums:
     space: Space
     centroids: Float[Tensor, "k d"]
 
+    @cached_property
+    def _book(self) -> Book:
+        """Made once where rows are added, and shared by the threads there."""
+        return self.space.book_of(self.centroids)
+
     def __call__(self, x: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
         sums = self.zeros()
         self.add(sums, x, weights)
@@ -113,12 +119,11 @@ class ClusterSums:
         turn: AbstractContextManager[Any] = ALONE,
     ) -> None:
         """Add a block's sums to ``total`` where it lies; threads that share it take turns."""
-        book = self.space.book_of(self.centroids)
         # One buffer: fresh memory for every tile costs more than the sums.
         wide = torch.empty(min(SUM_ROWS, len(x)), x.shape[1], dtype=torch.float64)
         for start in range(0, len(x), SUM_ROWS):
             rows = x[start : start + SUM_ROWS].float()
-            label = book.labels(self.space.coded(rows))
+            label = self._book.labels(self.space.coded(rows))
             norms = (rows.square().sum(1) / UNIT).double().round() * UNIT
             weight = torch.ones(len(rows), dtype=torch.float64)
             exact = wide[: len(rows)].copy_(rows)
@@ -146,11 +151,10 @@ def fit(
     the state before each pass and the mean squared distance; ``resume`` goes on from a state.
     Raises ValueError where rows are not finite.
     """
-    rows = shards.rows(k * spec.rows_per_centroid)
     if resume is None:
-        start = annealed(rows, k, spec, seed, path, shards.workers)
-        resume = State(0, _first_blocks(shards, len(rows), spec), start)
-    found = lloyd(shards, resume, spec, seed, path, on_pass)
+        found = lloyd(shards, _start(shards, k, spec, seed, path), spec, seed, path, on_pass)
+    else:
+        found = lloyd(shards, resume, spec, seed, path, on_pass)
     kept = found.count > 0  # what stayed empty holds no distinct row
     return Clusters(found.centroids[kept], found.count[kept], found.inertia[kept])
 
@@ -182,6 +186,7 @@ def lloyd(
             on_pass(state, float(before.sum() / sums["count"].sum()))
         means = _means(sums, state.centroids, spec)
         found = Clusters(means, sums["count"], _inertia(sums, means))
+        del sums  # before other tables of centroids are made
         earlier, labels = labels, _labels(space, means, probe)
         moved = float((earlier != labels).double().mean())
         won = float((before - found.inertia).sum())
@@ -191,10 +196,17 @@ def lloyd(
         everything = state.blocks == total
         if (settled and everything) or state.iteration + 1 >= spec.iterations:
             return found
-        del sums  # before those of the next pass are made
         blocks = min(2 * state.blocks, total) if settled else state.blocks
         refilled = _refilled(found, seed, (*path, "refill", state.iteration))
         state = State(state.iteration + 1, blocks, refilled)
+        del means, found  # but for those in ``state``
+
+
+def _start(shards: Shards, k: int, spec: SeedingSpec, seed: int, path: Path) -> State:
+    """Before the first pass. Whoever takes it keeps no second table of centroids."""
+    rows = shards.rows(k * spec.rows_per_centroid)
+    start = annealed(rows, k, spec, seed, path, shards.workers)
+    return State(0, _first_blocks(shards, len(rows), spec), start)
 
 
 def _first_blocks(shards: Shards, rows: int, spec: SeedingSpec) -> int:

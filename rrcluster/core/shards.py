@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -25,7 +25,13 @@ from torch import Tensor
 R = TypeVar("R")
 Statistic = Callable[..., dict[str, Tensor]]
 ALONE: AbstractContextManager[Any] = nullcontext()  # the turn of a thread that shares nothing
+ADDED = 4096  # rows added at a time, where what was read of a block can be let go of
+LetGo = Callable[..., None]
 TOTALS = 8  # threads have totals of their own while these take less than an eighth of the rows
+
+
+def kept(block: int | None = None) -> None:
+    """Rows that are in memory anyhow: nothing to let go of."""
 
 
 @runtime_checkable
@@ -48,10 +54,17 @@ class Adding(Protocol):
 class Rows:
     """Rows (n, d) float16 in key order, in parts that are not joined, with weights or without.
 
-    A range of them is a uniform sample of its size: the key is a hash.
+    A range of them is a uniform sample of its size: the key is a hash. ``let_go`` is told when the
+    rows taken before are no longer looked at.
     """
 
-    def __init__(self, parts: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Tensor],
+        weights: Sequence[Tensor] | None = None,
+        let_go: LetGo = kept,
+    ) -> None:
+        self._let_go = let_go
         self._parts = [x for x in parts if len(x)] or list(parts[:1])
         self._weights = None if weights is None else [w for w in weights if len(w)]
         self._ends = [0]
@@ -74,6 +87,7 @@ class Rows:
 
     def batch(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
         """``count`` rows from ``start`` on, past the end from the first again; their weights."""
+        self._let_go()
         start %= max(len(self), 1)
         x, weights = self._range(start, min(start + count, len(self)))
         if len(x) == count or len(x) == len(self) or start == 0:
@@ -88,6 +102,7 @@ class Rows:
         for number, (first, last) in enumerate(pairwise(self._ends)):
             here = ((index >= first) & (index < last)).nonzero()[:, 0]
             x[here] = self._parts[number][index[here] - first]
+            self._let_go()
         return x
 
     def _range(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
@@ -108,6 +123,7 @@ class Shards(ABC):
     """Blocks of unit rows, held somewhere; ``workers`` of them are worked on at a time."""
 
     workers: int = 1
+    _let_go: LetGo = staticmethod(kept)
 
     @property
     @abstractmethod
@@ -166,7 +182,7 @@ class Shards(ABC):
             count -= len(x)
             if count <= 0:
                 break
-        return Rows(parts, weights or None)
+        return Rows(parts, weights or None, self._let_go)
 
     def head(self, rows: int) -> Tensor:
         """The first ``rows`` rows in key order, (m, d), without their weights."""
@@ -174,19 +190,25 @@ class Shards(ABC):
 
 
 class MemoryShards(Shards):
-    """Blocks in this process, with weights or without; ``workers`` threads take a block each."""
+    """Blocks in this process, with weights or without; ``workers`` threads take a block each.
+
+    ``let_go(b)`` is told when block b has been worked on, ``let_go()`` when no rows are looked at:
+    the memory of those that lie in a file can be given back.
+    """
 
     def __init__(
         self,
         blocks: Sequence[Tensor],
         workers: int = 1,
         weights: Sequence[Tensor] | None = None,
+        let_go: LetGo = kept,
     ) -> None:
         if not blocks:
             raise ValueError("a fit needs at least one block")
         if len({x.shape[1] for x in blocks}) > 1:
             raise ValueError(f"blocks of different widths: {[tuple(x.shape) for x in blocks]}")
         self._blocks, self.workers, self._weights = list(blocks), workers, weights
+        self._let_go = let_go
 
     @property
     def rows_per_block(self) -> list[int]:
@@ -199,24 +221,22 @@ class MemoryShards(Shards):
     def map(self, function: Callable[..., R], blocks: int | None = None) -> Iterable[R]:
         count = len(self._blocks) if blocks is None else blocks
         if self.workers == 1 or count == 1:
-            yield from (function(*self._block(b)) for b in range(count))
+            yield from (self._apply(function, b) for b in range(count))
             return
         ahead = 2 * self.workers  # answers may be large: only so many wait to be taken
         with ThreadPoolExecutor(self.workers) as pool:
-            running = deque(
-                pool.submit(function, *self._block(b)) for b in range(min(ahead, count))
-            )
+            running = deque(pool.submit(self._apply, function, b) for b in range(min(ahead, count)))
             for block in range(count):
                 answer = running.popleft().result()
                 if block + ahead < count:
-                    running.append(pool.submit(function, *self._block(block + ahead)))
+                    running.append(pool.submit(self._apply, function, block + ahead))
                 yield answer
 
     def total(self, statistic: Statistic, blocks: int | None = None) -> dict[str, Tensor]:
         """Each thread adds its own blocks; threads share a total where totals are large."""
         count = len(self._blocks) if blocks is None else blocks
         if self.workers == 1 or count == 1:
-            return summed(statistic, (self._block(b) for b in range(count)))
+            return summed(statistic, self._in_turn(count))
         if not isinstance(statistic, Adding):
             return super().total(statistic, count)
         first = statistic.zeros()
@@ -227,12 +247,24 @@ class MemoryShards(Shards):
 
         def work(w: int) -> None:
             for b in range(w, count, self.workers):
-                x, weights = self._blocks[b], self._weights and self._weights[b]
-                statistic.add(totals[w % copies], x, weights, turns[w % copies])
+                parts = (column.split(ADDED) for column in self._block(b))
+                for part in zip(*parts, strict=True):
+                    statistic.add(totals[w % copies], *part, turn=turns[w % copies])
+                    self._let_go(b)
 
         with ThreadPoolExecutor(self.workers) as pool:
             list(pool.map(work, range(self.workers)))
         return functools.reduce(plus, totals)
+
+    def _apply(self, function: Callable[..., R], block: int) -> R:
+        answer = function(*self._block(block))
+        self._let_go(block)
+        return answer
+
+    def _in_turn(self, count: int) -> Iterator[tuple[Tensor, ...]]:
+        for block in range(count):
+            yield self._block(block)
+            self._let_go(block)
 
     def _block(self, block: int) -> tuple[Tensor, ...]:
         x = self._blocks[block]

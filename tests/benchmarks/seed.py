@@ -29,6 +29,7 @@ from seed_views import compared, draw, scaling_cases
 CORETYPES = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids")
 MEASURED = ("seconds", "cpu", "peak", "inertia")
 EXACT = ("faiss.Kmeans", "fastkmeans", "scikit-learn KMeans")  # the same iterations, none skipped
+OURS = ("rrcluster", "rrcluster, rows in a file", "rrcluster, short")
 PEERS = (*EXACT, "faiss.SuperKMeans", "superkmeans", "scikit-learn MiniBatchKMeans")
 
 
@@ -43,7 +44,7 @@ class Case:
     cells: int = 0
     passes: int = 25
     threads: int = 2
-    systems: tuple[str, ...] = ("rrcluster", "rrcluster, short", *PEERS)
+    systems: tuple[str, ...] = (*OURS, *PEERS)
 
     @property
     def params(self) -> dict[str, Any]:

@@ -12,38 +12,43 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from resident import forget_peak, resident
 
-Fit = Callable[[np.ndarray, dict[str, Any]], tuple[np.ndarray, int]]
-Prepared = tuple[type, Fit]  # the type of rows that the system wants, and its fit
+Fit = Callable[[Any, dict[str, Any]], tuple[np.ndarray, int]]
+# The type of rows that the system wants in memory (None: the name of their file), and its fit.
+Prepared = tuple[type | None, Fit]
 ALL_ROWS = 1 << 30  # rows per centroid: peers fit on every row
+READ = 4096  # rows at a time
 
 
-def ours(**settings: Any) -> Prepared:
+def ours(in_file: bool = False, **settings: Any) -> Prepared:
     import torch
 
     from rrcluster.core.hierarchy import top_down
     from rrcluster.core.kmeans import SeedingSpec
     from rrcluster.core.shards import MemoryShards
+    from rrcluster.io.scratch import Scratch
 
     torch.set_num_threads(1)
 
-    def fit(x: np.ndarray, case: dict[str, Any]) -> tuple[np.ndarray, int]:
+    def fit(x: np.ndarray | str, case: dict[str, Any]) -> tuple[np.ndarray, int]:
         passes = []
         leaves = -(-case["k"] // case["cells"]) if case["cells"] else case["k"]
         spec = SeedingSpec(cell_leaves=leaves, **settings)
-        blocks = list(torch.from_numpy(x).split(spec.block_rows))
-        shards = MemoryShards(blocks, case["threads"])
+        parts = map(torch.from_numpy, blocks_of(x, spec.block_rows))
+        rows = Scratch(parts, 0 if in_file else sys.maxsize)
+        shards = MemoryShards(rows.blocks, case["threads"], let_go=rows.let_go)
         found = top_down(shards, case["k"], spec, case["seed"], lambda *at: passes.append(at))
         return found.leaves.numpy(), len(passes)
 
-    return np.float16, fit
+    return (None if in_file else np.float16), fit
 
 
 def on_ray() -> Prepared:
@@ -165,6 +170,7 @@ def sklearn_minibatch() -> Prepared:
 
 SYSTEMS: dict[str, Callable[[], Prepared]] = {
     "rrcluster": ours,
+    "rrcluster, rows in a file": lambda: ours(in_file=True),
     "rrcluster, short": lambda: ours(
         epochs=1.0, iterations=2, start_rounds=16, start_rows=4, min_steps=40
     ),
@@ -180,19 +186,27 @@ SYSTEMS: dict[str, Callable[[], Prepared]] = {
 
 def rows_of(path: str, kind: type) -> np.ndarray:
     """Stored float16 rows as the system wants them, read in pieces: no second copy beside them."""
-    with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        x = np.empty(shape, kind)
-        for start in range(0, len(x), 4096):
-            part = x[start : start + 4096]
-            part[:] = np.fromfile(file, dtype, part.size).reshape(part.shape)
+    x = np.empty(np.load(path, mmap_mode="r", allow_pickle=False).shape, kind)
+    for part, read in zip(blocks_of(x, READ), blocks_of(path, READ), strict=True):
+        part[:] = read
     return x
 
 
-def warm_up(fit: Fit, kind: type, case: dict[str, Any]) -> None:
+def blocks_of(x: np.ndarray | str, rows: int) -> Iterator[np.ndarray]:
+    """Parts of so many rows, of an array or of the file of one, which is read in turn."""
+    if not isinstance(x, str):
+        yield from (x[start : start + rows] for start in range(0, len(x), rows))
+        return
+    with open(x, "rb") as file:
+        np.lib.format.read_magic(file)
+        (n, d), _, dtype = np.lib.format.read_array_header_1_0(file)
+        for start in range(0, n, rows):
+            yield np.fromfile(file, dtype, min(rows, n - start) * d).reshape(-1, d)
+
+
+def warm_up(fit: Fit, kind: type | None, case: dict[str, Any]) -> None:
     """A fit of few rows: libraries load their kernels and start their threads."""
-    few = np.random.default_rng(0).standard_normal((2048, case["d"])).astype(kind)
+    few = np.random.default_rng(0).standard_normal((2048, case["d"])).astype(kind or np.float16)
     fit(few, case | {"k": 64, "cells": 0, "passes": 1})
     forget_peak()
 
@@ -207,7 +221,7 @@ def main() -> None:
     if options.system != "rrcluster on Ray":
         warm_up(fit, kind, case)
     before = resident()
-    x = rows_of(case["rows"], kind)
+    x = rows_of(case["rows"], kind) if kind else case["rows"]
     wall, cpu = time.perf_counter(), time.process_time()
     centroids, passes = fit(x, case)
     wall, cpu = case.get("timed") or (time.perf_counter() - wall, time.process_time() - cpu)
