@@ -15,7 +15,7 @@ ASSIGNED_BYTES = 60  # of assignments/ per row, compressed
 KMEANS_PASSES = 30  # seeding.iterations, the most
 ANNEAL_EPOCHS = 2  # seeding.epochs, over 256 rows per centroid
 ANNEAL_ROWS = 256
-LLOYD_PASSES = 4  # of agreement, refine.passes at most, and the one whose statistics are stored
+LLOYD_PASSES = 6  # of agreement, refine.passes at most, and the one whose statistics are stored
 AGREE_ROWS, AGREE_FITS, AGREE_PASSES = (
     8192,
     6,

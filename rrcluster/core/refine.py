@@ -45,7 +45,7 @@ class RefineSpec:
     eps2: float = setting(0.5, "squared coding error of the rates; width/eps2 (192) is what counts")
     rank: int = setting(4, "directions stored per cluster; the rest is one variance")
     shrinkage: float = setting(1000.0, "pseudo-rows of pooled spread in each cluster's code")
-    passes: int = setting(2, "coding-rate Lloyd passes at most, each time")
+    passes: int = setting(4, "coding-rate Lloyd passes at most, each time")
     leave_one_out: bool = setting(
         True, "rows choose their cluster in Lloyd as if they were not in it; small ones let go"
     )

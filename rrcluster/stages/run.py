@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from rrcluster import __version__
-from rrcluster.config import Config, as_made, identity, identity_hash, redacted
+from rrcluster.config import Config, as_made, identity, identity_hash, load, redacted
 from rrcluster.io import tables, tally
 from rrcluster.io.current import current, manifest, manifest_name
 from rrcluster.io.manifest import corpus_fingerprint, list_shards
@@ -107,6 +107,7 @@ def existing_run(config: Config) -> tuple[Run, Record]:
     store = existing_store(config)
     record = Record.read(store)
     assert record is not None, "existing_store has seen the record"
+    record.refuse_settings_it_keeps(config)
     stored, shards = as_made(config, record.content["config"]), current(store).shards
     return Run(store, for_shards(stored, shards) if shards else stored, shards), record
 
@@ -187,6 +188,16 @@ class Record:
                     f"the run in {self.store.uri} was made with {name}={stored.get(name)}; "
                     "keep that value, or choose another run_dir",
                 )
+
+    def refuse_settings_it_keeps(self, config: Config) -> None:
+        """Raise UserError for a setting that was asked for, and that a run keeps as it was made."""
+        stored, asked, default = self.content["identity"], identity(config), identity(load([]))
+        for name, value in sorted(asked.items()):
+            if value not in (stored.get(name, value), default[name]):
+                remedy = f"the run in {self.store.uri} keeps {name}={stored[name]}; leave it out"
+                if name == "k":
+                    remedy += ", or set recluster.refit_k for the next refit"
+                raise UserError(name, value, remedy)
 
     def adopts(self, run: Run, hierarchy: str) -> None:
         """Note that the run's clusters come from ``hierarchy``.

@@ -73,6 +73,17 @@ def test_nothing_new_ends_at_once_and_writes_nothing(grown) -> None:
     assert {p: p.stat().st_mtime_ns for p in run_dir.rglob("*")} == before
 
 
+def test_a_setting_that_the_run_keeps_is_refused_with_the_one_to_use(grown) -> None:
+    _, run_dir = grown
+    refused = job("recluster", f"run_dir={run_dir}", "k=[3,9]", *IN_PROCESS)
+    assert refused.status == 2
+    assert "keeps k=[3, 8]" in refused.err
+    assert "recluster.refit_k" in refused.err
+    assert not (run_dir / "manifest/increment=00001.parquet").exists()
+    same = job("recluster", f"run_dir={run_dir}", "k=[3,8]", "dry_run=true", *IN_PROCESS)
+    assert same.status == 0, same.err
+
+
 def test_a_sample_gets_the_same_cluster_in_the_first_run_and_in_an_increment(grown) -> None:
     corpus, run_dir = grown
     shutil.copy(corpus / "00000.tar", corpus / "99999.tar")
