@@ -1,6 +1,6 @@
 import pytest
 
-from rrcluster.config import as_yaml, identity, identity_hash, load, redacted, settings_help
+from rrcluster.config import Config, as_yaml, identity, identity_hash, load, redacted, settings_help
 from rrcluster.records import UserError
 
 
@@ -96,3 +96,7 @@ def test_settings_of_any_shape_are_set_with_and_without_a_plus(sign) -> None:
     assert config.encoder.feature_transform == "sqrt_unit"
     assert config.compute.resources == {"tpu": 1}
     assert str(config.corpus.uri).endswith("a/*.tar")
+
+
+def test_no_setting_that_changes_results_has_another_default_when_composed() -> None:
+    assert identity(load([])) == identity(Config())

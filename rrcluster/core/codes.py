@@ -196,12 +196,12 @@ def fit_codes(
     # What is stored is float32, and so is the search for it, at half the time of float64.
     mean = moments.float() / mass.clamp_min(1e-12).float()[:, None, None]
     if shrinkage > 0:
-        first = first_directions(mean)
-        mean -= first[:, :, None] * first[:, None, :]
+        line = first_lines(mean)
+        mean -= line
         pooled = _pool(mass, mean)
         own = (mass / (mass + shrinkage)).float()[:, None, None]
         mean.mul_(own).add_((1 - own) * pooled)
-        mean += first[:, :, None] * first[:, None, :]
+        mean += line
     spectrum, vectors = (found.double() for found in torch.linalg.eigh(mean))
     spectrum = spectrum.clamp_min(0)
     r = min(rank, e)

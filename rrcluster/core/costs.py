@@ -16,11 +16,8 @@ KMEANS_PASSES = 30  # seeding.iterations, the most
 ANNEAL_EPOCHS = 2  # seeding.epochs, over 256 rows per centroid
 ANNEAL_ROWS = 256
 LLOYD_PASSES = 6  # of agreement, refine.passes at most, and the one whose statistics are stored
-AGREE_ROWS, AGREE_FITS, AGREE_PASSES = (
-    8192,
-    6,
-    6,
-)  # of a cell; k-means of them, passes of each and its start
+AGREE_ROWS, AGREE_FITS = 8192, 6  # of a cell; k-means of them
+AGREE_PASSES = 6  # of each k-means, its start among them
 REPLICATES = 8  # count.replicates
 PAIRS = 1.5  # joined pairs that count prices for each of a leaf's neighbours
 

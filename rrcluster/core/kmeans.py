@@ -151,10 +151,10 @@ def fit(
     the state before each pass and the mean squared distance; ``resume`` goes on from a state.
     Raises ValueError where rows are not finite.
     """
-    if resume is None:
-        found = lloyd(shards, _start(shards, k, spec, seed, path), spec, seed, path, on_pass)
-    else:
-        found = lloyd(shards, resume, spec, seed, path, on_pass)
+    # The start has no name here: lloyd alone holds it, and lets go of it after the first pass.
+    found = lloyd(
+        shards, resume or _start(shards, k, spec, seed, path), spec, seed, path, on_pass
+    )  # fmt: skip
     kept = found.count > 0  # what stayed empty holds no distinct row
     return Clusters(found.centroids[kept], found.count[kept], found.inertia[kept])
 
@@ -203,7 +203,7 @@ def lloyd(
 
 
 def _start(shards: Shards, k: int, spec: SeedingSpec, seed: int, path: Path) -> State:
-    """Before the first pass. Whoever takes it keeps no second table of centroids."""
+    """Where a fit stands before its first pass."""
     rows = shards.rows(k * spec.rows_per_centroid)
     start = annealed(rows, k, spec, seed, path, shards.workers)
     return State(0, _first_blocks(shards, len(rows), spec), start)

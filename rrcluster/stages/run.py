@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from rrcluster import __version__
-from rrcluster.config import Config, as_made, identity, identity_hash, load, redacted
+from rrcluster.config import Config, as_made, identity, identity_hash, redacted
 from rrcluster.io import tables, tally
 from rrcluster.io.current import current, manifest, manifest_name
 from rrcluster.io.manifest import corpus_fingerprint, list_shards
@@ -179,25 +179,30 @@ class Record:
 
     def refuse_other_settings(self, config: Config) -> None:
         """Raise UserError for the first setting that changes results and differs."""
-        stored, asked = self.content["identity"], identity(config)
-        for name in sorted({*stored, *asked}):
-            if stored.get(name) != asked.get(name):
-                raise UserError(
-                    name,
-                    asked.get(name),
-                    f"the run in {self.store.uri} was made with {name}={stored.get(name)}; "
-                    "keep that value, or choose another run_dir",
-                )
+        for name, asked, stored in self._other_settings(config):
+            raise UserError(
+                name,
+                asked,
+                f"the run in {self.store.uri} was made with {name}={stored}; "
+                "keep that value, or choose another run_dir",
+            )
 
     def refuse_settings_it_keeps(self, config: Config) -> None:
         """Raise UserError for a setting that was asked for, and that a run keeps as it was made."""
-        stored, asked, default = self.content["identity"], identity(config), identity(load([]))
-        for name, value in sorted(asked.items()):
-            if value not in (stored.get(name, value), default[name]):
-                remedy = f"the run in {self.store.uri} keeps {name}={stored[name]}; leave it out"
+        default = identity(Config())
+        for name, asked, stored in self._other_settings(config):
+            if asked != default.get(name):
+                remedy = f"the run in {self.store.uri} keeps {name}={stored}; leave it out"
                 if name == "k":
                     remedy += ", or set recluster.refit_k for the next refit"
-                raise UserError(name, value, remedy)
+                raise UserError(name, asked, remedy)
+
+    def _other_settings(self, config: Config) -> Iterator[tuple[str, Any, Any]]:
+        """(name, asked, stored) of settings that change results and differ, in order of names."""
+        stored, asked = self.content["identity"], identity(config)
+        for name in sorted({*stored, *asked}):
+            if stored.get(name) != asked.get(name):
+                yield name, asked.get(name), stored.get(name)
 
     def adopts(self, run: Run, hierarchy: str) -> None:
         """Note that the run's clusters come from ``hierarchy``.
