@@ -26,6 +26,7 @@ from rrcluster.core import keys
 from rrcluster.core.cells import nearest
 from rrcluster.core.grid import Codebook, Grid
 from rrcluster.core.shards import Rows
+from rrcluster.core.sketch import Sketch
 from rrcluster.core.tiles import TILE
 from rrcluster.records import setting
 
@@ -35,6 +36,8 @@ LEAST = 128  # rows of a product at least: fewer cost more than a thread's share
 FEW = 8  # rows of a round that are compared in one product; more are looked up in a book
 MIN_DRAWN = 4096  # rows that starting rows are drawn from at least
 SPLIT_UNTIL = 0.7  # share of the steps after which nothing is split any more
+SAMPLE = 4096  # rows that a grid and a sketch are fitted to
+SKETCHED = 4096  # centroids from which looking rows up costs so much that sketches pay
 MEMORY = 0.1  # weight of the newest batch in the running shares
 NUDGE = 0.05  # of the data's spread: how far the halves of a split centroid are apart
 
@@ -91,10 +94,10 @@ def anneal(
     workers: int = 1,
 ) -> Float[Tensor, "k d"]:
     """Annealed mini-batches from ``start``; see the module's text."""
-    space = Space.of(rows)
+    space, k = Space.of(rows), len(start)
+    rough = space.rough(rows, k)
     centroids = space.place(start)
     del start
-    k = len(centroids)
     batch = min(max(k, MIN_BATCH), len(rows))
     steps = max(round(spec.epochs * len(rows) / batch), spec.min_steps)
     shares = torch.full((k,), -1.0)
@@ -104,10 +107,12 @@ def anneal(
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for step in range(steps):
             eta = spec.anneal_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-            book = space.book(centroids)
+            splits = step < SPLIT_UNTIL * steps
+            looked_up_in = rough if splits else space
+            book = looked_up_in.book(centroids)
             x, weight = rows.batch(step * batch, batch)
             tiles = (t.split(piece) for t in (x, label, squared))
-            list(pool.map(partial(_look_up, space, book), *tiles))
+            list(pool.map(partial(_look_up, looked_up_in, book), *tiles))
             del book  # a table of centroids less beside the next one
             weight = torch.ones(len(x)) if weight is None else weight.float() / rows.mean_weight
             mass = torch.bincount(label, weights=weight, minlength=k).float()
@@ -118,10 +123,11 @@ def anneal(
             for part, to, of_it in zip(*parts, strict=True):  # placed again: no table of the batch
                 centroids.index_add_(0, to, space.place(part).mul_(of_it[:, None]))
             found = torch.bincount(label, weights=weight * squared, minlength=k).float()
+            found *= looked_up_in.square
             if step == 0:
                 shares = found.double().mean().float().expand(k).clone()
             shares.lerp_(found, MEMORY)
-            if 0 < step < SPLIT_UNTIL * steps:
+            if splits and step > 0:
                 _split(centroids, shares, spec, keys.generator(seed, *path, "split", step))
             if spec.metric == "spherical":
                 centroids = space.place(unit(space.back(centroids)))
@@ -151,28 +157,48 @@ def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch
 
 @dataclass(frozen=True)
 class Space:
-    """Where a fit computes: on a grid of whole numbers, or in float32 for narrow rows."""
+    """Where a fit computes: on a grid of whole numbers, or in float32 for narrow rows.
+
+    With a sketch, rows and centroids are looked up by it; they are placed as without.
+    """
 
     grid: Grid | None
+    sketch: Sketch | None = None
 
     @staticmethod
     def of(rows: Rows) -> Space:
-        return Space(Grid.of(rows.batch(0, min(len(rows), 4096))[0]))
+        return Space(Grid.of(_sample(rows)))
+
+    def rough(self, rows: Rows, k: int) -> Space:
+        """This space with a sketch of the rows, where looking up k centroids is worth one."""
+        if self.grid is None or k < SKETCHED:
+            return self
+        return Space(self.grid, Sketch.of(self.coded(_sample(rows)), self.grid.limit))
+
+    @property
+    def square(self) -> float:
+        """A squared distance of 1 in a book, as one between placed rows."""
+        return 1.0 if self.sketch is None else self.sketch.square
 
     def place(self, x: Tensor) -> Tensor:
         return x.float().clone() if self.grid is None else self.grid.place(x)
 
     def back(self, placed: Tensor) -> Tensor:
+        """Placed rows as rows of the data, in place."""
         return placed if self.grid is None else self.grid.back(placed)
 
     def coded(self, x: Tensor) -> Tensor:
         """Rows as a book looks them up."""
-        return x.float() if self.grid is None else self.grid.round(self.grid.place(x))
+        return x.float() if self.grid is None else self._codes(self.grid, self.grid.place(x))
+
+    def _codes(self, grid: Grid, placed: Tensor) -> Tensor:
+        codes = grid.round(placed)
+        return codes if self.sketch is None else self.sketch(codes)
 
     def book(self, placed: Tensor) -> Book:
         if self.grid is None:
             return Book(placed, None)
-        tiles = (self.grid.round(tile) for tile in placed.split(TILE))
+        tiles = (self._codes(self.grid, tile) for tile in placed.split(TILE))
         return Book(None, Codebook(_joined(tiles, len(placed))))
 
     def book_of(self, centroids: Tensor) -> Book:
@@ -229,7 +255,7 @@ def starting_rows(
     Rows repeat where there are fewer distinct ones than k.
     """
     n = min(len(rows), max(drawn_from, MIN_DRAWN))
-    space = Space.of(rows)
+    space = Space.of(rows).rough(rows, k)
     tiles = (rows.batch(start, min(TILE, n - start))[0] for start in range(0, n, TILE))
     codes = _joined((space.coded(tile) for tile in tiles), n)
     generator = keys.generator(seed, *path, "start")
@@ -283,6 +309,11 @@ class DistancesToFew:
         half = few.square().sum(1) / 2
         half = half.ceil() if self._whole else half
         return (self._norms - 2 * (self._rows @ few.T - half).amax(1)).clamp_min_(0)
+
+
+def _sample(rows: Rows) -> Tensor:
+    """What a grid and a sketch are made for: they span these rows."""
+    return rows.batch(0, min(len(rows), SAMPLE))[0]
 
 
 def unit(x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:

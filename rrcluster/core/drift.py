@@ -46,7 +46,7 @@ class ReclusterSpec:
         "it no say in what stays",
     )
     refit_stay: float = setting(
-        16.0,
+        12.0,
         "nats by which another cluster must be cheaper before a row leaves, at a refit and after "
         "it, the one it was in; 0: rows go where they are cheapest",
     )

@@ -51,8 +51,8 @@ class Grid:
         return torch.sub(x, self.centre).mul_(self.scale)  # float32 as the centre is
 
     def back(self, placed: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Rows in units of the grid as rows of the data."""
-        return (placed / self.scale).add_(self.centre)
+        """Rows in units of the grid as rows of the data, in place."""
+        return placed.div_(self.scale).add_(self.centre)
 
     def round(self, placed: Float[Tensor, "n d"]) -> Int8[Tensor, "n d"]:
         """Placed rows on the grid."""

@@ -234,6 +234,7 @@ class MemoryShards(Shards):
 
     def total(self, statistic: Statistic, blocks: int | None = None) -> dict[str, Tensor]:
         """Each thread adds its own blocks; threads share a total where totals are large."""
+        self._let_go()
         count = len(self._blocks) if blocks is None else blocks
         if self.workers == 1 or count == 1:
             return summed(statistic, self._in_turn(count))

@@ -34,9 +34,10 @@ def ours(in_file: bool = False, **settings: Any) -> Prepared:
     from rrcluster.core.hierarchy import top_down
     from rrcluster.core.kmeans import SeedingSpec
     from rrcluster.core.shards import MemoryShards
-    from rrcluster.io.scratch import Scratch
+    from rrcluster.io.scratch import Scratch, share_arena
 
     torch.set_num_threads(1)
+    share_arena()
 
     def fit(x: np.ndarray | str, case: dict[str, Any]) -> tuple[np.ndarray, int]:
         passes = []
@@ -172,7 +173,7 @@ SYSTEMS: dict[str, Callable[[], Prepared]] = {
     "rrcluster": ours,
     "rrcluster, rows in a file": lambda: ours(in_file=True),
     "rrcluster, short": lambda: ours(
-        epochs=1.0, iterations=2, start_rounds=16, start_rows=4, min_steps=40
+        epochs=1.0, iterations=1, start_rounds=16, start_rows=4, min_steps=40
     ),
     "rrcluster on Ray": on_ray,
     "faiss.Kmeans": faiss_kmeans,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import sys
@@ -16,6 +17,7 @@ from shards_contract import ShardsContract
 from rrcluster.core.hierarchy import top_down
 from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.shards import MemoryShards
+from rrcluster.io import scratch as scratch_module
 from rrcluster.io.scratch import Scratch
 from rrcluster.local import InProcessCompute
 
@@ -49,18 +51,18 @@ def test_memory_does_not_grow_with_rows_in_a_file(workers: int) -> None:
     blocks = (rows(16_384, 256, b) for b in range(12))  # 8 MiB each
     with closing(Scratch(blocks, 0)) as scratch:
         shards = MemoryShards(scratch.blocks, workers, let_go=scratch.let_go)
-        before, most = mapped(), 0
+        before, most = memory("RssFile"), 0
         for _ in shards.map(lambda x: float(x.float().sum())):
-            most = max(most, mapped() - before)
+            most = max(most, memory("RssFile") - before)
         whole = sum(x.nbytes for x in scratch.blocks)
         assert most < whole / 2
-        assert mapped() - before < whole / 10
+        assert memory("RssFile") - before < whole / 10
         sample = shards.rows(shards.num_rows)
         for start in range(0, shards.num_rows, 10_000):
             sample.batch(start, 10_000)[0].float().sum()
-            assert mapped() - before < whole / 3
+            assert memory("RssFile") - before < whole / 3
         sample.take(torch.arange(0, shards.num_rows, 7))
-        assert mapped() - before < whole / 10
+        assert memory("RssFile") - before < whole / 10
 
 
 def test_rows_that_were_let_go_of_are_there_again_also_after_closing() -> None:
@@ -122,7 +124,36 @@ def test_a_job_in_this_process_keeps_many_rows_in_a_file(monkeypatch: pytest.Mon
     assert files[0].closed
 
 
-def mapped() -> int:
-    """Bytes of mapped files that are in memory."""
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc")
+def test_letting_go_gives_back_what_the_c_library_keeps() -> None:
+    blocks = [rows(64, 64)]
+    with closing(Scratch(blocks, 0)) as scratch:
+        scratch.let_go()
+        small = [torch.zeros(16_384) for _ in range(600)]  # 64 KiB each, none mapped on its own
+        pinned = small[::100]
+        del small
+        held = memory("RssAnon")
+        scratch._trimmed = 0.0
+        scratch.let_go()
+        assert memory("RssAnon") < held - (16 << 20)
+    assert len(pinned) == 6
+
+
+@pytest.mark.parametrize(("named", "calls"), [(None, [("mallopt", -8, 1)]), ("4", [])])
+def test_threads_share_an_arena_unless_the_environment_has_a_number(
+    named: str | None, calls: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    monkeypatch.setattr(scratch_module, "_of_glibc", lambda *what: asked.append(what))
+    if named is None:
+        monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    else:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", named)
+    with closing(InProcessCompute(1)):
+        assert asked == calls
+
+
+def memory(kind: str) -> int:
+    """Bytes in memory: RssFile of mapped files, RssAnon of everything that is allocated."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("RssFile:")[1].split()[0]) * 1024
+    return int(status.split(f"{kind}:")[1].split()[0]) * 1024
