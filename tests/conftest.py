@@ -16,6 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 pytest_plugins = ["job_fixtures"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file run in one process, for what they share; so do all that share one Ray."""
+    for item in items:
+        group = "ray" if "distributed" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 class S3(NamedTuple):
     """A running S3 server: ``bucket()`` makes an empty bucket and gives its ``s3://`` address."""
 

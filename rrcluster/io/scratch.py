@@ -24,7 +24,7 @@ log = logging.getLogger("rrcluster")
 
 IN_MEMORY = 1 << 26  # bytes of rows up to which no file is needed
 ARENA_MAX = -8  # glibc's number for how many arenas there may be
-TRIMMED = 0.5  # seconds between two times that what the C library keeps is given back
+TRIMMED = 0.1  # seconds between two times that what the C library keeps is given back
 
 
 def share_arena() -> None:
@@ -47,8 +47,8 @@ def _of_glibc(name: str, *numbers: int) -> None:
 class Scratch:
     """Blocks (n, d) of rows: in memory while they take few bytes, else in a file.
 
-    ``let_go(b)`` gives back the memory of block b, ``let_go()`` that of all and what the C library
-    keeps of tables that are gone; their rows stay.
+    ``let_go(b)`` gives back the memory of block b, ``let_go()`` that of all, and both what the C
+    library keeps of tables that are gone; their rows stay.
     """
 
     def __init__(self, blocks: Iterable[Tensor], in_memory: int = IN_MEMORY) -> None:
@@ -69,7 +69,7 @@ class Scratch:
         for mapped in self._maps if block is None else [self._maps[block]]:
             if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
-        if block is None and self._file and time.monotonic() > self._trimmed + TRIMMED:
+        if self._file and time.monotonic() > self._trimmed + TRIMMED:
             _of_glibc("malloc_trim", 0)
             self._trimmed = time.monotonic()
 
