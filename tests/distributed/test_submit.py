@@ -76,6 +76,7 @@ def server() -> Iterator[JobServer]:
     head = subprocess.Popen(
         [
             *RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4",
+            f"--memory={16 << 30}",  # room for workers, whatever else is running on this machine
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
             f"--temp-dir={temp_dir}", "--disable-usage-stats",
