@@ -325,7 +325,12 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def spilling(disk: Path) -> tuple[int, int]:
-    """How often the newest Ray of this machine wanted to spill, and found ``disk`` full."""
-    lines = Path("/tmp/ray/session_latest/logs/raylet.out").read_text().splitlines()
+    """How often a Ray of this machine wanted to spill, and found ``disk`` full.
+
+    The Ray that speaks of the disk, whatever else was started since; else the newest one.
+    """
+    logs = sorted(Path("/tmp/ray").glob("session_2*/logs/raylet.out"), reverse=True)
+    told = [log.read_text() for log in logs]
+    lines = next((text for text in told if str(disk) in text), told[0]).splitlines()
     wanted = sum("Triggering object spilling" in line for line in lines)
     return wanted, sum(disk.name in line and "% full" in line for line in lines)
