@@ -15,9 +15,9 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from rrcluster.core.grid import GROUP, SPREADS, products
+from rrcluster.core.tiles import TILE
 
 KEPT = 0.75  # of the rows' squares that a sketch must keep; else the rows are looked up as they are
-ROWS = 1024  # rows at a time
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sketch:
         """The narrower of two sketches that keeps enough of a sample; None where neither does."""
         d = codes.shape[1]
         moment = torch.zeros(d, d, dtype=torch.float64)
-        for tile in codes.split(ROWS):  # whole numbers below 2**24: exact in float32
+        for tile in codes.split(TILE):  # whole numbers below 2**24: exact in float32
             wide = tile.float()
             moment += wide.T @ wide
         values, vectors = torch.linalg.eigh(moment)
@@ -57,7 +57,7 @@ class Sketch:
         return Sketch(directions, scale, limit, (longer * scale) ** -2)
 
     def __call__(self, codes: Int8[Tensor, "n d"]) -> Int8[Tensor, "n m"]:
-        return torch.cat([self._tile(tile) for tile in codes.split(ROWS)])
+        return torch.cat([self._tile(tile) for tile in codes.split(TILE)])
 
     def _tile(self, codes: Tensor) -> Tensor:
         along = products(codes, self.directions) * self.scale
