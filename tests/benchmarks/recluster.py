@@ -7,10 +7,10 @@ A fifth of the classes is held out of the first run. Their rows, with a third of
 rows, come later, in 1, 5 or 20 increments of shuffled shards, without a refit and with one at the
 last, from the clusters there are and from scratch. The yardstick is one run on everything: the mean
 of five, with rows in other orders, since single runs differ by a point or two (of photos one, whose
-ids do not depend on the order). Each fit is told the number of classes in its rows; ``--told first``
-leaves the refit to go by what was opened, ``--told all`` asks the first run for all classes, so that
-it halves old ones and the halves must join when new ones come, and ``--told none`` leaves every
-number to the job. Labels only score.
+ids do not depend on the order). Each fit is told the number of classes in its rows; ``--told
+first`` leaves the refit to go by what was opened, ``--told all`` asks the first run for all
+classes, so that it halves old ones and the halves must join when new ones come, and ``--told none``
+leaves every number to the job. Labels only score.
 ``photos`` are the pictures of caltech101, read and embedded by a small image network. Needs the
 folder of real vectors (RRCLUSTER_TEST_DATA, or shared/data beside the repository).
 """
