@@ -52,6 +52,9 @@ class ComputeSpec:
     workers_per_node: int | None = setting(None, "workers on one machine at most; null: what fits")
     cpus_per_worker: float = setting(1, "CPU cores that each worker reserves")
     gpus_per_worker: float = setting(0, "GPUs that each encoder reserves (1 on a GPU pool)")
+    gpus_per_holder: float = setting(
+        0, "GPUs that each holder of a fit's rows reserves, for k-means of many centroids; 0: CPUs"
+    )
     memory_per_worker: int | None = setting(None, "bytes of memory each worker reserves")
     readers: int | None = setting(None, "reading and decoding tasks at once; null: Ray decides")
     cpus_per_reader: float = setting(1, "CPU cores that each reading task reserves")

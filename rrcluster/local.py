@@ -31,9 +31,11 @@ R = TypeVar("R")
 class InProcessCompute(Compute):
     """Threads of this process; torch and PIL let go of the interpreter while they work."""
 
-    def __init__(self, workers: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, workers: int | None = None, device: str = "cpu", fit_device: str = "cpu"
+    ) -> None:
         self.workers = workers or os.cpu_count() or 1
-        self.device = device
+        self.device, self.fit_device = device, fit_device
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)  # one thread per block: sums do not depend on the cores
         share_arena()
@@ -56,7 +58,9 @@ class InProcessCompute(Compute):
     @contextmanager
     def hold(self, load: Callable[[int], Tensor], blocks: int) -> Iterator[Shards]:
         with closing(Scratch(load(b) for b in range(blocks))) as rows:
-            yield MemoryShards(rows.blocks, self.workers, let_go=rows.let_go)
+            yield MemoryShards(
+                rows.blocks, self.workers, let_go=rows.let_go, device=self.fit_device
+            )
 
     def embed(self, plan: EmbedPlan, shards: Sequence[Shard]) -> Iterator[ShardCounts]:
         if plan.encoder.kind == "vectors":

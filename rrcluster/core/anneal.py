@@ -7,7 +7,9 @@ A mini-batch moves the centroid of its m_j rows with mean b_j by an exponential 
 with η falling from ``anneal_rate`` to 0 by a cosine. A centroid whose running share of the inertia
 falls below ``split_below`` of the average is put beside the centroid with the largest share: those
 jumps leave the local minima in which Lloyd's iterations end. Rows come in key order, so a batch is
-a range of hash keys: it does not depend on shards or workers.
+a range of hash keys: it does not depend on shards or workers. On a GPU rows are looked up and added
+there, in whole numbers and in their order; what is decided with them is decided on the CPU, so that
+a fit is the same bits on both.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from rrcluster.core.cells import nearest
 from rrcluster.core.grid import Codebook, Grid
 from rrcluster.core.shards import Rows
 from rrcluster.core.sketch import Sketch
-from rrcluster.core.tiles import TILE
+from rrcluster.core.summing import add_in_order
+from rrcluster.core.tiles import TILE, rows_at_once
 from rrcluster.records import setting
 
 MIN_BATCH = 256
@@ -66,9 +69,14 @@ class AnnealSpec:
 def annealed(
     rows: Rows, k: int, spec: AnnealSpec, seed: int, path: tuple[str | int, ...], workers: int = 1
 ) -> Float[Tensor, "k d"]:
-    """k centroids of the rows; ``workers`` threads share the products and change no bit."""
+    """k centroids of the rows; ``workers`` threads share the products and change no bit.
+
+    Nor does the rows' device. Narrow rows, whose products are not exact, stay on the CPU.
+    """
+    if Space.of(rows).grid is None:
+        rows = rows.on("cpu")
     if not anneals(len(rows), spec):
-        return starting_rows(rows, k, PLUS_PLUS, len(rows), seed, path)
+        return starting_rows(rows, k, PLUS_PLUS, len(rows), seed, path).cpu()
     rounds, drawn_from = spec.start_rounds, spec.start_rows * k
     return anneal(  # the starting rows are nobody else's: they can be let go of
         rows, starting_rows(rows, k, rounds, drawn_from, seed, path, workers), spec, seed, path,
@@ -93,16 +101,19 @@ def anneal(
     path: tuple[str | int, ...] = (),
     workers: int = 1,
 ) -> Float[Tensor, "k d"]:
-    """Annealed mini-batches from ``start``; see the module's text."""
-    space, k = Space.of(rows), len(start)
+    """Annealed mini-batches from ``start``, on its device; see the module's text."""
+    space, k, device = Space.of(rows), len(start), start.device
     rough = space.rough(rows, k)
     centroids = space.place(start)
     del start
     batch = min(max(k, MIN_BATCH), len(rows))
     steps = max(round(spec.epochs * len(rows) / batch), spec.min_steps)
     shares = torch.full((k,), -1.0)
-    # On a grid products are exact however rows are cut: so that every thread has its part.
+    # On a grid products are exact however rows are cut: so that every thread has its part, and a
+    # GPU all of them.
     piece = TILE if space.grid is None else min(max(-(-batch // workers), LEAST), TILE)
+    tile = rows_at_once(centroids)
+    piece = piece if device.type == "cpu" else tile
     squared, label = torch.empty(batch), torch.empty(batch, dtype=torch.int64)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for step in range(steps):
@@ -117,11 +128,11 @@ def anneal(
             weight = torch.ones(len(x)) if weight is None else weight.float() / rows.mean_weight
             mass = torch.bincount(label, weights=weight, minlength=k).float()
             pull = 1 - (1 - eta) ** mass
-            centroids.mul_((1 - pull)[:, None])
+            centroids.mul_((1 - pull)[:, None].to(device))
             share = weight * (pull / mass.clamp_min(1e-9))[label]
-            parts = (t.split(TILE) for t in (x, label, share))
+            parts = (t.split(tile) for t in (x, label.to(device), share.to(device)))
             for part, to, of_it in zip(*parts, strict=True):  # placed again: no table of the batch
-                centroids.index_add_(0, to, space.place(part).mul_(of_it[:, None]))
+                add_in_order(centroids, to, space.place(part).mul_(of_it[:, None]))
             found = torch.bincount(label, weights=weight * squared, minlength=k).float()
             found *= looked_up_in.square
             if step == 0:
@@ -130,7 +141,7 @@ def anneal(
             if splits and step > 0:
                 _split(centroids, shares, spec, keys.generator(seed, *path, "split", step))
             if spec.metric == "spherical":
-                centroids = space.place(unit(space.back(centroids)))
+                centroids = space.place(unit(space.back(centroids))).to(device)
     return space.back(centroids)
 
 
@@ -146,9 +157,11 @@ def _split(centroids: Tensor, shares: Tensor, spec: AnnealSpec, generator: torch
         return
     wide = shares.sort(descending=True, stable=True).indices[: len(low)]
     spread = shares[wide].double().mean().sqrt().float() / math.sqrt(centroids.shape[1])
-    for away, beside in zip(low.split(TILE), wide.split(TILE), strict=True):
+    tile = rows_at_once(centroids)
+    for away, beside in zip(low.split(tile), wide.split(tile), strict=True):
         step = NUDGE * torch.randn(len(away), centroids.shape[1], generator=generator)
-        step *= spread
+        step = step.mul_(spread).to(centroids.device)
+        away, beside = away.to(step.device), beside.to(step.device)
         centroids[away] = centroids[beside] + step
         centroids[beside] -= step
     shares[wide] /= 2
@@ -198,14 +211,14 @@ class Space:
     def book(self, placed: Tensor) -> Book:
         if self.grid is None:
             return Book(placed, None)
-        tiles = (self._codes(self.grid, tile) for tile in placed.split(TILE))
+        tiles = (self._codes(self.grid, tile) for tile in placed.split(rows_at_once(placed)))
         return Book(None, Codebook(_joined(tiles, len(placed))))
 
     def book_of(self, centroids: Tensor) -> Book:
         """``book`` of centroids as they are; on a grid they are placed a tile at a time."""
         if self.grid is None:
             return Book(self.place(centroids), None)
-        tiles = (self.coded(tile) for tile in centroids.split(TILE))
+        tiles = (self.coded(tile) for tile in centroids.split(rows_at_once(centroids)))
         return Book(None, Codebook(_joined(tiles, len(centroids))))
 
 
@@ -256,8 +269,8 @@ def starting_rows(
     """
     n = min(len(rows), max(drawn_from, MIN_DRAWN))
     space = Space.of(rows).rough(rows, k)
-    tiles = (rows.batch(start, min(TILE, n - start))[0] for start in range(0, n, TILE))
-    codes = _joined((space.coded(tile) for tile in tiles), n)
+    read = (rows.batch(start, min(TILE, n - start))[0] for start in range(0, n, TILE))
+    codes = _joined((space.coded(x) for x in read), n)
     generator = keys.generator(seed, *path, "start")
     rounds = max(min(k, rounds), 1)
     to_few = DistancesToFew(codes) if k <= FEW * rounds else None
@@ -273,16 +286,17 @@ def starting_rows(
             if r == 0:
                 squared.fill_(math.inf)
             if to_few is not None:
-                squared = torch.minimum(squared, to_few(codes[drawn]))
+                squared = torch.minimum(squared, to_few(codes[drawn.to(codes.device)]).cpu())
             else:
                 book = space.book(space.place(rows.take(drawn)))
-                list(pool.map(partial(_lower, book), codes.split(TILE), squared.split(TILE)))
+                tiles = (t.split(rows_at_once(codes)) for t in (codes, squared))
+                list(pool.map(partial(_lower, book), *tiles))
     del codes, to_few, squared, key  # as large as several tables of centroids
     return rows.take(chosen[torch.arange(k) % len(chosen)]).float()
 
 
 def _lower(book: Book, codes: Tensor, squared: Tensor) -> None:
-    torch.minimum(squared, book.squared(codes), out=squared)
+    torch.minimum(squared, book.squared(codes).cpu(), out=squared)
 
 
 def _joined(tiles: Iterable[Tensor], rows: int) -> Tensor:
@@ -312,8 +326,8 @@ class DistancesToFew:
 
 
 def _sample(rows: Rows) -> Tensor:
-    """What a grid and a sketch are made for: they span these rows."""
-    return rows.batch(0, min(len(rows), SAMPLE))[0]
+    """What a grid and a sketch are made for, on the CPU: they span these rows."""
+    return rows.batch(0, min(len(rows), SAMPLE))[0].cpu()
 
 
 def unit(x: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:

@@ -95,7 +95,7 @@ def bottom_up(
         order = torch.randperm(
             len(found[-1].leaves), generator=keys.generator(seed, "level", number, "order")
         )
-        points = whole_blocks(found[-1].leaves.half()[order], spec)
+        points = whole_blocks(found[-1].leaves.half()[order], spec, shards)
     return Hierarchy(found[0], tuple(s.leaves for s in found), tuple(parents))
 
 
@@ -105,7 +105,7 @@ def _one_level(points: Shards, level: Level, spec: SeedingSpec, seed: int, path:
     for step in range(level.resamplings if level.sample_size > 1 else 0):
         here = (*path, "resample", step)
         chosen = sampled_members(points, centroids, level, seed, here)
-        centroids = fit(whole_blocks(chosen, spec), k, spec, seed, here).centroids
+        centroids = fit(whole_blocks(chosen, spec, points), k, spec, seed, here).centroids
     if level.splits == 1:
         one = torch.zeros(len(centroids), dtype=torch.int64)
         return Seeds(torch.zeros(1, points.width), centroids, one)

@@ -2,9 +2,9 @@
 
 Rows and centroids are centred and rounded to a common grid of whole numbers of one byte. Their
 inner products are whole numbers below 2**24, so they are exact in any order of summation: by int8
-instructions, in float32, or in bfloat16 with float32 accumulation on a GPU. A row's answer depends
-neither on the rows beside it nor on the library;
-``cells.nearest`` is the unrounded counterpart, used for narrow rows.
+instructions, in float32, or by the tensor cores of a GPU (``core/fused.py``). A row's answer
+depends neither on the rows beside it nor on the library; ``cells.nearest`` is the unrounded
+counterpart, used for narrow rows.
 """
 
 from __future__ import annotations
@@ -48,11 +48,14 @@ class Grid:
 
     def place(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Rows in units of the grid, not rounded."""
-        return torch.sub(x, self.centre).mul_(self.scale)  # float32 as the centre is
+        return torch.sub(x, self.centre.to(x.device)).mul_(self.scale)  # float32 as the centre
 
     def back(self, placed: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Rows in units of the grid as rows of the data, in place."""
-        return placed.div_(self.scale).add_(self.centre)
+        """Rows in units of the grid as rows of the data, in place; on the CPU.
+
+        A GPU would multiply by the inverse instead of dividing, which rounds differently.
+        """
+        return placed.cpu().div_(self.scale).add_(self.centre)
 
     def round(self, placed: Float[Tensor, "n d"]) -> Int8[Tensor, "n d"]:
         """Placed rows on the grid."""
@@ -71,8 +74,12 @@ class Codebook:
 
     def nearest(self, codes: Int8[Tensor, "n d"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """Index of the nearest centroid, the first of equals, and x·c − ½|c|² of it."""
-        labels = torch.empty(len(codes), dtype=torch.int64, device=codes.device)
-        scores = torch.empty(len(codes), dtype=torch.int32, device=codes.device)
+        if codes.device.type != "cpu":
+            from rrcluster.core import fused  # brings Triton, which torch has for GPUs
+
+            return fused.nearest(codes, self._codes, self._half)
+        labels = torch.empty(len(codes), dtype=torch.int64)
+        scores = torch.empty(len(codes), dtype=torch.int32)
         for start in range(0, len(codes), ROWS):
             stop = min(start + ROWS, len(codes))
             labels[start:stop], scores[start:stop] = self._tile(codes[start:stop])
@@ -81,7 +88,7 @@ class Codebook:
     def _tile(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         best: Tensor | None = None
         label = torch.empty(0)
-        every = torch.arange(len(codes), device=codes.device)
+        every = torch.arange(len(codes))
         for first in range(0, len(self._codes), COLUMNS):
             columns = slice(first, first + COLUMNS)
             score = products(codes, self._codes[columns]).sub_(self._half[columns])
@@ -102,10 +109,7 @@ class Codebook:
 
 def products(a: Int8[Tensor, "m d"], b: Int8[Tensor, "k d"]) -> Int[Tensor, "m k"]:
     """a bᵀ as int32, exact; whichever way is fast on the device gives the same numbers."""
-    if a.device.type == "cuda":  # tensor cores: whole numbers up to 256 are exact in bfloat16
-        wide = torch.mm(a.bfloat16(), b.bfloat16().T, out_dtype=torch.float32)
-        return wide.int()
-    return _in_bytes(a, b) if int8_pays() else _in_floats(a, b)
+    return _in_bytes(a, b) if a.device.type == "cpu" and int8_pays() else _in_floats(a, b)
 
 
 def _in_bytes(a: Tensor, b: Tensor) -> Tensor:

@@ -132,13 +132,15 @@ def _fit_here(
     for cell, share in enumerate(shares.tolist()):
         first = [int(ends[cell - 1]) if cell else 0 for _, ends in parts]
         mine = [x[a : int(ends[cell])] for (x, ends), a in zip(parts, first, strict=True)]
-        rows = whole_blocks(torch.cat(mine), spec, shards.workers)
+        rows = whole_blocks(torch.cat(mine), spec, shards)
         yield leaves_of_cell(rows, cell, cells[cell], share, spec, seed)
 
 
-def whole_blocks(x: Tensor, spec: SeedingSpec, workers: int = 1) -> MemoryShards:
-    """Rows in key order as blocks of ``block_rows``."""
-    return MemoryShards(list(x.split(spec.block_rows)) or [x], workers)
+def whole_blocks(x: Tensor, spec: SeedingSpec, of: Shards | None = None) -> MemoryShards:
+    """Rows in key order as blocks of ``block_rows``; worked on like those that they are ``of``."""
+    workers = 1 if of is None else of.workers
+    device = of.device if isinstance(of, MemoryShards) else "cpu"
+    return MemoryShards(list(x.split(spec.block_rows)) or [x], workers, device=device)
 
 
 def apportion(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from rrcluster.core import keys
 from rrcluster.core.anneal import AnnealSpec, Book, Space, annealed, anneals, unit
 from rrcluster.core.shards import ALONE, Shards
+from rrcluster.core.summing import add_in_order
+from rrcluster.core.tiles import rows_at_once
 from rrcluster.records import setting
 
 SUM_ROWS = 512  # rows labelled and summed at a time
@@ -95,6 +97,16 @@ class ClusterSums:
     space: Space
     centroids: Float[Tensor, "k d"]
 
+    @property
+    def device(self) -> torch.device:
+        return self.centroids.device
+
+    def to(self, device: str) -> ClusterSums:
+        """The same on a device. Narrow rows stay on the CPU: their products are not exact."""
+        return (
+            self if self.space.grid is None else replace(self, centroids=self.centroids.to(device))
+        )
+
     @cached_property
     def _book(self) -> Book:
         """Made once where rows are added, and shared by the threads there."""
@@ -108,8 +120,11 @@ class ClusterSums:
     def zeros(self) -> dict[str, Tensor]:
         """The sums of no rows."""
         k, d = self.centroids.shape
-        count, square = torch.zeros(2, k, dtype=torch.float64)
-        return {"count": count, "sum": torch.zeros(k, d, dtype=torch.float64), "square": square}
+        shapes = {"count": (k,), "sum": (k, d), "square": (k,)}
+        return {
+            name: torch.zeros(*shape, dtype=torch.float64, device=self.device)
+            for name, shape in shapes.items()
+        }
 
     def add(
         self,
@@ -120,20 +135,21 @@ class ClusterSums:
     ) -> None:
         """Add a block's sums to ``total`` where it lies; threads that share it take turns."""
         # One buffer: fresh memory for every tile costs more than the sums.
-        wide = torch.empty(min(SUM_ROWS, len(x)), x.shape[1], dtype=torch.float64)
-        for start in range(0, len(x), SUM_ROWS):
-            rows = x[start : start + SUM_ROWS].float()
+        size = rows_at_once(x, SUM_ROWS)
+        wide = x.new_empty(min(size, len(x)), x.shape[1], dtype=torch.float64)
+        for start in range(0, len(x), size):
+            rows = x[start : start + size]
             label = self._book.labels(self.space.coded(rows))
-            norms = (rows.square().sum(1) / UNIT).double().round() * UNIT
-            weight = torch.ones(len(rows), dtype=torch.float64)
             exact = wide[: len(rows)].copy_(rows)
+            norms = (exact.square().sum(1) / UNIT).round() * UNIT
+            weight = torch.ones_like(norms)
             if weights is not None:
-                weight = weights[start : start + SUM_ROWS].double()
+                weight = weights[start : start + size].double()
                 exact.mul_(weight[:, None])
             with turn:
-                total["sum"].index_add_(0, label, exact)
-                total["count"].index_add_(0, label, weight)
-                total["square"].index_add_(0, label, weight * norms)
+                add_in_order(total["sum"], label, exact)
+                add_in_order(total["count"], label, weight)
+                add_in_order(total["square"], label, weight * norms)
 
 
 def fit(
@@ -204,9 +220,9 @@ def lloyd(
 
 def _start(shards: Shards, k: int, spec: SeedingSpec, seed: int, path: Path) -> State:
     """Where a fit stands before its first pass."""
-    rows = shards.rows(k * spec.rows_per_centroid)
-    start = annealed(rows, k, spec, seed, path, shards.workers)
-    return State(0, _first_blocks(shards, len(rows), spec), start)
+    count = min(k * spec.rows_per_centroid, shards.num_rows)
+    how = partial(annealed, k=k, spec=spec, seed=seed, path=path, workers=shards.workers)
+    return State(0, _first_blocks(shards, count, spec), shards.in_one_place(how, count))
 
 
 def _first_blocks(shards: Shards, rows: int, spec: SeedingSpec) -> int:

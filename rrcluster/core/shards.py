@@ -38,6 +38,13 @@ def kept(block: int | None = None) -> None:
 class Adding(Protocol):
     """A statistic of exact sums that adds a block's to a total where it lies."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its rows and totals must be."""
+
+    def to(self, device: str) -> Adding:
+        """The same where rows are worked on; one that gains nothing there stays."""
+
     def zeros(self) -> dict[str, Tensor]:
         """A total of nothing."""
 
@@ -55,7 +62,7 @@ class Rows:
     """Rows (n, d) float16 in key order, in parts that are not joined, with weights or without.
 
     A range of them is a uniform sample of its size: the key is a hash. ``let_go`` is told when the
-    rows taken before are no longer looked at.
+    rows taken before are no longer looked at. Rows are given out on ``device``; weights stay here.
     """
 
     def __init__(
@@ -63,8 +70,9 @@ class Rows:
         parts: Sequence[Tensor],
         weights: Sequence[Tensor] | None = None,
         let_go: LetGo = kept,
+        device: str = "cpu",
     ) -> None:
-        self._let_go = let_go
+        self._let_go, self.device = let_go, device
         self._parts = [x for x in parts if len(x)] or list(parts[:1])
         self._weights = None if weights is None else [w for w in weights if len(w)]
         self._ends = [0]
@@ -77,6 +85,10 @@ class Rows:
     @property
     def width(self) -> int:
         return self._parts[0].shape[1]
+
+    def on(self, device: str) -> Rows:
+        """These, given out on a device."""
+        return Rows(self._parts, self._weights, self._let_go, device)
 
     @property
     def mean_weight(self) -> float:
@@ -91,10 +103,10 @@ class Rows:
         start %= max(len(self), 1)
         x, weights = self._range(start, min(start + count, len(self)))
         if len(x) == count or len(x) == len(self) or start == 0:
-            return x, weights
+            return x.to(self.device), weights
         more, others = self._range(0, min(count - len(x), start))
         both = None if weights is None or others is None else torch.cat([weights, others])
-        return torch.cat([x, more]), both
+        return torch.cat([x, more]).to(self.device), both
 
     def take(self, index: Tensor) -> Tensor:
         """The rows (m, d) of these places, without their weights."""
@@ -103,7 +115,7 @@ class Rows:
             here = ((index >= first) & (index < last)).nonzero()[:, 0]
             x[here] = self._parts[number][index[here] - first]
             self._let_go()
-        return x
+        return x.to(self.device)
 
     def _range(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         found, weights = [], []
@@ -120,9 +132,13 @@ class Rows:
 
 
 class Shards(ABC):
-    """Blocks of unit rows, held somewhere; ``workers`` of them are worked on at a time."""
+    """Blocks of unit rows, held somewhere; ``workers`` of them are worked on at a time.
+
+    k-means works on them on ``device``, which changes no bit of a result.
+    """
 
     workers: int = 1
+    device: str = "cpu"
     _let_go: LetGo = staticmethod(kept)
 
     @property
@@ -184,6 +200,10 @@ class Shards(ABC):
                 break
         return Rows(parts, weights or None, self._let_go)
 
+    def in_one_place(self, function: Callable[[Rows], R], count: int) -> R:
+        """``function`` of the first ``count`` rows, on the device and where that is."""
+        return function(self.rows(count).on(self.device))
+
     def head(self, rows: int) -> Tensor:
         """The first ``rows`` rows in key order, (m, d), without their weights."""
         return self.rows(rows).batch(0, rows)[0]
@@ -202,13 +222,14 @@ class MemoryShards(Shards):
         workers: int = 1,
         weights: Sequence[Tensor] | None = None,
         let_go: LetGo = kept,
+        device: str = "cpu",
     ) -> None:
         if not blocks:
             raise ValueError("a fit needs at least one block")
         if len({x.shape[1] for x in blocks}) > 1:
             raise ValueError(f"blocks of different widths: {[tuple(x.shape) for x in blocks]}")
         self._blocks, self.workers, self._weights = list(blocks), workers, weights
-        self._let_go = let_go
+        self._let_go, self.device = let_go, device
 
     @property
     def rows_per_block(self) -> list[int]:
@@ -236,8 +257,8 @@ class MemoryShards(Shards):
         """Each thread adds its own blocks; threads share a total where totals are large."""
         self._let_go()
         count = len(self._blocks) if blocks is None else blocks
-        if self.workers == 1 or count == 1:
-            return summed(statistic, self._in_turn(count))
+        if self.workers == 1 or count == 1 or self.device != "cpu":
+            return summed(statistic, self._in_turn(count), self.device)
         if not isinstance(statistic, Adding):
             return super().total(statistic, count)
         first = statistic.zeros()
@@ -276,13 +297,19 @@ class MemoryShards(Shards):
         return self._blocks[block][:rows], weights
 
 
-def summed(statistic: Statistic, blocks: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
-    """The sum of an exact statistic over blocks held here, in place where it knows how to add."""
+def summed(
+    statistic: Statistic, blocks: Iterable[tuple[Tensor, ...]], device: str = "cpu"
+) -> dict[str, Tensor]:
+    """The sum of an exact statistic over blocks held here, in place where it knows how to add.
+
+    Such a one may add on another device, to which rows go a block at a time.
+    """
     if isinstance(statistic, Adding):
-        total = statistic.zeros()
+        there = statistic.to(device)
+        total = there.zeros()
         for block in blocks:
-            statistic.add(total, *block)
-        return total
+            there.add(total, *(x.to(there.device) for x in block))
+        return {name: value.cpu() for name, value in total.items()}
     return functools.reduce(plus, (statistic(*block) for block in blocks), {})
 
 

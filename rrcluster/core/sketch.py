@@ -15,7 +15,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from rrcluster.core.grid import GROUP, SPREADS, products
-from rrcluster.core.tiles import TILE
+from rrcluster.core.tiles import TILE, rows_at_once
 
 KEPT = 0.75  # of the rows' squares that a sketch must keep; else the rows are looked up as they are
 
@@ -57,8 +57,8 @@ class Sketch:
         return Sketch(directions, scale, limit, (longer * scale) ** -2)
 
     def __call__(self, codes: Int8[Tensor, "n d"]) -> Int8[Tensor, "n m"]:
-        return torch.cat([self._tile(tile) for tile in codes.split(TILE)])
+        return torch.cat([self._tile(tile) for tile in codes.split(rows_at_once(codes))])
 
     def _tile(self, codes: Tensor) -> Tensor:
-        along = products(codes, self.directions) * self.scale
+        along = products(codes, self.directions.to(codes.device)) * self.scale
         return along.round_().clamp_(-self.limit, self.limit).to(torch.int8)

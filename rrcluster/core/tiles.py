@@ -14,6 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 TILE = 1024  # rows per product
+ON_GPU = 1 << 16  # rows at a time where a launch costs more than a tile
+
+
+def rows_at_once(x: Tensor, on_cpu: int = TILE) -> int:
+    """Rows to work on at a time: as many as stay near a core, or as keep a GPU busy."""
+    return on_cpu if x.device.type == "cpu" else ON_GPU
 
 
 def by_tiles(

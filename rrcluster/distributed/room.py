@@ -49,7 +49,7 @@ def slots(nodes: Sequence[Mapping[str, float]], spec: ComputeSpec) -> int:
 def _fit(node: Mapping[str, float], spec: ComputeSpec) -> int:
     wanted = {
         "CPU": spec.cpus_per_worker,
-        "GPU": spec.gpus_per_worker,
+        "GPU": max(spec.gpus_per_worker, spec.gpus_per_holder),
         "memory": spec.memory_per_worker or 0,
         **spec.resources,
     }
@@ -81,9 +81,10 @@ def workers_for(spec: ComputeSpec) -> int:
             "compute.workers", None, f"{has} now and can grow: say how many to wait for"
         )
     if room == 0 and not grows:
-        if spec.gpus_per_worker > max((n.get("GPU", 0) for n in nodes), default=0):
-            remedy = "and a worker must find its GPUs on one machine; lower it (0: encode on CPUs)"
-            raise UserError("compute.gpus_per_worker", spec.gpus_per_worker, f"{has}, {remedy}")
+        for setting in ("gpus_per_worker", "gpus_per_holder"):
+            if getattr(spec, setting) > max((n.get("GPU", 0) for n in nodes), default=0):
+                remedy = "and a worker must find its GPUs on one machine; lower it (0: only CPUs)"
+                raise UserError(f"compute.{setting}", getattr(spec, setting), f"{has}, {remedy}")
         if spec.labels and not nodes:
             raise UserError("compute.labels", spec.labels, "no machine of the cluster has them all")
         need = f"a worker, {helper_cpus(spec):g} CPU for a reader and {aside_cpus(spec):g} beside"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rrcluster.config import ComputeSpec
-from rrcluster.core.shards import Shards, Statistic, plus, summed
+from rrcluster.core.shards import Rows, Shards, Statistic, plus, summed
 from rrcluster.distributed.placement import MAX_RETRIES, worker_options
 from rrcluster.io import tally
 from rrcluster.io.tally import Tally
@@ -27,8 +27,11 @@ log = logging.getLogger("rrcluster")
 class BlockHolder:
     """Some blocks of a fit. A plain class; ``ray.remote`` appears where it is placed."""
 
-    def __init__(self, load: Callable[[int], Tensor], blocks: Sequence[int]) -> None:
+    def __init__(
+        self, load: Callable[[int], Tensor], blocks: Sequence[int], device: str = "cpu"
+    ) -> None:
         torch.set_num_threads(1)
+        self._device = device
         before = tally.total()
         self._blocks = {b: load(b) for b in blocks}
         self._moved = tally.total() - before
@@ -45,7 +48,12 @@ class BlockHolder:
 
     def total(self, blocks: int, function: Callable[[Tensor], Any]) -> dict[str, Tensor]:
         """The sum over this holder's blocks with numbers below ``blocks``."""
-        return summed(function, ((x,) for block, x in self._blocks.items() if block < blocks))
+        mine = ((x,) for block, x in self._blocks.items() if block < blocks)
+        return summed(function, mine, self._device)
+
+    def alone(self, function: Callable[[Rows], R], *parts: Tensor) -> R:
+        """``function`` of rows of all holders, on the device of this one."""
+        return function(Rows(parts, device=self._device))
 
     def plus(self, one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
         return plus(one, other)
@@ -54,8 +62,11 @@ class BlockHolder:
 class RayShards(Shards):
     """Blocks in actors; see ``hold``."""
 
-    def __init__(self, holders: Sequence[Any], holder_of_block: Sequence[int]) -> None:
+    def __init__(
+        self, holders: Sequence[Any], holder_of_block: Sequence[int], device: str = "cpu"
+    ) -> None:
         self._holders, self._holder_of = list(holders), list(holder_of_block)
+        self.device = device
         self.workers = min(len(self._holders), os.cpu_count() or 1)  # threads of this process
         shapes: dict[int, tuple[int, int]] = {}
         asked = [h.rows.remote() for h in self._holders]
@@ -112,8 +123,24 @@ class RayShards(Shards):
         return found
 
     def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        found: Tensor = ray.get(self._holders[self._holder_of[block]].prefix.remote(block, rows))
+        found: Tensor = ray.get(self._prefix(block, rows))
         return found, None
+
+    def in_one_place(self, function: Callable[[Rows], R], count: int) -> R:
+        """Here, but for rows of a GPU: the first holder gets what the others hold of them."""
+        if self.device == "cpu":
+            return super().in_one_place(function, count)
+        parts, left = [], count
+        for block, size in enumerate(self.rows_per_block):
+            parts.append(self._prefix(block, min(size, left)))
+            left -= min(size, left)
+            if not left:
+                break
+        found: R = ray.get(self._holders[0].alone.remote(function, *parts))
+        return found
+
+    def _prefix(self, block: int, rows: int) -> Any:
+        return self._holders[self._holder_of[block]].prefix.remote(block, rows)
 
 
 @contextmanager
@@ -123,17 +150,22 @@ def hold(
     """Place ``min(workers, blocks)`` holders, blocks in turns, and let them go after.
 
     A holder whose process or machine is lost is placed again and loads its blocks again.
+    With ``compute.gpus_per_holder`` k-means works on its blocks on its GPU.
     """
+    gpus = spec.gpus_per_holder
+    device = "cuda" if gpus else "cpu"
     holders = min(workers, blocks)
     holder_of = [b % holders for b in range(blocks)]
     actor = ray.remote(
-        max_restarts=MAX_RETRIES, max_task_retries=MAX_RETRIES, **worker_options(spec, "holder")
-    )(BlockHolder)
+        max_restarts=MAX_RETRIES, max_task_retries=MAX_RETRIES,
+        **worker_options(spec, "holder", gpus),
+    )(BlockHolder)  # fmt: skip
     placed = [
-        actor.remote(load, [b for b in range(blocks) if holder_of[b] == h]) for h in range(holders)
+        actor.remote(load, [b for b in range(blocks) if holder_of[b] == h], device)
+        for h in range(holders)
     ]
     try:
-        yield RayShards(placed, holder_of)
+        yield RayShards(placed, holder_of, device)
     finally:
         for holder in placed:
             ray.kill(holder)

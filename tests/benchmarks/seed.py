@@ -6,7 +6,8 @@ Every fit runs in a process of its own (``seed_systems.py``). The goal of flat c
 of 25 iterations of ``faiss.Kmeans``, with the OPENBLAS_CORETYPE that is fastest on this machine.
 ``--timed-passes 3`` stops the exact Lloyd systems, whose iterations all take the same time, after
 three and multiplies; ``--add`` keeps what FILE holds already. Peers that are not installed are left
-out with a word (superkmeans and fastkmeans are in no extra: pip install them).
+out with a word (superkmeans and fastkmeans are in no extra: pip install them). So is a GPU that is
+not there: on one, ``--case gpu`` is the share of its products' peak that looking rows up reaches.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from typing import Any
 
 import numpy as np
 from clip_like import clip_like
+from seed_gpu import speeds
 from seed_views import compared, draw, scaling_cases
 
 CORETYPES = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids")
-MEASURED = ("seconds", "cpu", "peak", "inertia")
+MEASURED = ("seconds", "cpu", "peak", "inertia", "speed", "share of peak")
 EXACT = ("faiss.Kmeans", "fastkmeans", "scikit-learn KMeans")  # the same iterations, none skipped
-OURS = ("rrcluster", "rrcluster, rows in a file", "rrcluster, short")
+OURS = ("rrcluster", "rrcluster, rows in a file", "rrcluster, short", "rrcluster on a GPU")
 PEERS = (*EXACT, "faiss.SuperKMeans", "superkmeans", "scikit-learn MiniBatchKMeans")
 
 
@@ -61,13 +63,16 @@ FULL = (
     Case("k10000", 100_000, 512, 10_000),
     Case("two-level", 1_000_000, 256, 20_000, 1000, 10, systems=TWO_LEVEL),
     Case("ray", 400_000, 256, 1000, systems=RAY),
+    Case("gpu", 10_000_000, 768, 10_000, systems=ON_GPU),
     *(Case(*c, systems=("rrcluster",)) for c in scaling_cases(800_000, 8000, 512)),
 )
+ON_GPU = ("rrcluster, fused kernel", "bfloat16 products")
 QUICK = (
     Case("k1000", 40_000, 256, 400, passes=10),
     Case("k10000", 20_000, 256, 1000, passes=10),
     Case("two-level", 40_000, 128, 1500, 75, 10, systems=TWO_LEVEL),
     Case("ray", 100_000, 128, 200, systems=RAY),
+    Case("gpu", 1_000_000, 768, 1000, systems=ON_GPU),
     *(Case(*c, systems=("rrcluster",)) for c in scaling_cases(40_000, 400, 256)),
 )
 
@@ -139,6 +144,9 @@ def inertia(rows: Path, centroids: np.ndarray) -> float:
 
 
 def measure(bench: Bench, case: Case, systems: list[str]) -> Iterator[dict[str, Any]]:
+    if case.systems == ON_GPU:
+        yield from measure_gpu(case)
+        return
     params = case.params | {"OPENBLAS_CORETYPE": bench.coretype}
     for system in case.systems:
         if systems and system not in systems:
@@ -156,6 +164,18 @@ def measure(bench: Bench, case: Case, systems: list[str]) -> Iterator[dict[str, 
         )
         if "inertia" in found:
             yield row(system, case.name, "inertia", found["inertia"], "squared distance", more)
+
+
+def measure_gpu(case: Case) -> Iterator[dict[str, Any]]:
+    try:
+        found = speeds(case.n, case.d, case.k)
+    except RuntimeError as error:
+        print(f"left out: {case.name}: {error}", file=sys.stderr)
+        return
+    for system, speed in zip(ON_GPU, found, strict=True):
+        yield row(system, case.name, "speed", speed / 1e12, "TFLOP/s", case.params)
+    share = found[0] / found[1]
+    yield row(ON_GPU[0], case.name, "share of peak", share, "of bfloat16 products", case.params)
 
 
 def named(found: dict[str, Any]) -> tuple[str, str, str]:
@@ -177,7 +197,7 @@ def main() -> None:
     parser.add_argument("--json", required=True, help="file for the figures")
     parser.add_argument("--plot", help="HTML file for the scaling curves")
     parser.add_argument(
-        "--case", nargs="*", default=[], help="of: k1000 k10000 two-level ray scale"
+        "--case", nargs="*", default=[], help="of: k1000 k10000 two-level ray gpu scale"
     )
     parser.add_argument("--system", nargs="*", default=[], help="only these systems")
     parser.add_argument("--timed-passes", type=int, help="passes of exact Lloyd that are timed")

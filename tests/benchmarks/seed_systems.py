@@ -28,7 +28,7 @@ ALL_ROWS = 1 << 30  # rows per centroid: peers fit on every row
 READ = 4096  # rows at a time
 
 
-def ours(in_file: bool = False, **settings: Any) -> Prepared:
+def ours(in_file: bool = False, device: str = "cpu", **settings: Any) -> Prepared:
     import torch
 
     from rrcluster.core.hierarchy import top_down
@@ -45,7 +45,7 @@ def ours(in_file: bool = False, **settings: Any) -> Prepared:
         spec = SeedingSpec(cell_leaves=leaves, **settings)
         parts = map(torch.from_numpy, blocks_of(x, spec.block_rows))
         rows = Scratch(parts, 0 if in_file else sys.maxsize)
-        shards = MemoryShards(rows.blocks, case["threads"], let_go=rows.let_go)
+        shards = MemoryShards(rows.blocks, case["threads"], let_go=rows.let_go, device=device)
         found = top_down(shards, case["k"], spec, case["seed"], lambda *at: passes.append(at))
         return found.leaves.numpy(), len(passes)
 
@@ -175,6 +175,7 @@ SYSTEMS: dict[str, Callable[[], Prepared]] = {
     "rrcluster, short": lambda: ours(
         epochs=1.0, iterations=1, start_rounds=16, start_rows=4, min_steps=40
     ),
+    "rrcluster on a GPU": lambda: ours(device="cuda"),
     "rrcluster on Ray": on_ray,
     "faiss.Kmeans": faiss_kmeans,
     "faiss.SuperKMeans": faiss_super,

@@ -20,8 +20,8 @@ from pipelines.cluster import cluster
 from rrcluster.compute import EmbedPlan, ShardCounts, silent
 from rrcluster.config import ComputeSpec, load
 from rrcluster.core.hierarchy import top_down
-from rrcluster.core.kmeans import SeedingSpec
-from rrcluster.core.shards import MemoryShards
+from rrcluster.core.kmeans import SeedingSpec, fit
+from rrcluster.core.shards import MemoryShards, Rows
 from rrcluster.distributed import embed
 from rrcluster.distributed.session import RayCompute
 from rrcluster.io.corpus import CorpusSpec
@@ -71,6 +71,21 @@ def test_kmeans_on_actors_gives_the_bits_of_kmeans_in_memory(ray_compute) -> Non
         there = top_down(shards, 10, spec, 1)
     assert torch.equal(here.leaves, there.leaves)
     assert torch.equal(here.cell_of_leaf, there.cell_of_leaf)
+
+
+def test_a_fit_that_a_holder_anneals_gives_the_bits_of_one_in_memory(ray_compute) -> None:
+    """As where holders have GPUs; here theirs are cores."""
+    spec = SeedingSpec(anneal_from=0)
+    here = fit(MemoryShards([make_block(b) for b in range(6)]), 10, spec, 1)
+    with ray_compute.hold(make_block, 6) as shards:
+        shards.device = "that of the holders"
+        assert shards.in_one_place(process_of, 30) == (30, next(iter(shards.map(worker_pid))))
+        there = fit(shards, 10, spec, 1)
+    assert torch.equal(here.centroids, there.centroids)
+
+
+def process_of(rows: Rows) -> tuple[int, int]:
+    return len(rows), os.getpid()
 
 
 def worker_pid(x: torch.Tensor) -> int:

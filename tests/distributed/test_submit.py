@@ -217,6 +217,7 @@ def test_gpu_workers_are_as_many_as_gpus_when_the_head_has_cpus_to_spare() -> No
     assert slots([node(16), node(8, 1), node(8, 1)], spec) == 2
     assert slots([node(8, 1), node(8, 1)], ComputeSpec(gpus_per_worker=1)) == 2
     assert slots([node(8)], ComputeSpec(gpus_per_worker=1)) == 0
+    assert slots([node(8, 1)], ComputeSpec(gpus_per_worker=0.5, gpus_per_holder=1)) == 1
 
 
 def test_a_worker_never_spans_two_machines() -> None:
