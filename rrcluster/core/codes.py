@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 POWER_STEPS = 10  # the first direction of a cluster has some ten times the second's variance
 NEAR_STEPS = 4
+SUBSPACE_STEPS = 8
+SPARE = 3  # times as many directions are followed as are wanted
 SETTLED = 1e-3  # of λ: |M u − λ u| where u is taken as found; λ is then right to its square
 
 
@@ -195,6 +197,7 @@ def fit_codes(
     live = mass > 0
     # What is stored is float32, and so is the search for it, at half the time of float64.
     mean = moments.float() / mass.clamp_min(1e-12).float()[:, None, None]
+    pooled = None
     if shrinkage > 0:
         line = first_lines(mean)
         mean -= line
@@ -202,18 +205,18 @@ def fit_codes(
         own = (mass / (mass + shrinkage)).float()[:, None, None]
         mean.mul_(own).add_((1 - own) * pooled)
         mean += line
-    spectrum, vectors = (found.double() for found in torch.linalg.eigh(mean))
-    spectrum = spectrum.clamp_min(0)
     r = min(rank, e)
     c = e / eps2
-    top, residual = spectrum[:, e - r :], spectrum[:, : e - r]
+    top, vectors = (found.double() for found in leading(mean, r, pooled))
+    top = top.clamp_min(0)
+    residual = (mean.diagonal(dim1=1, dim2=2).double().sum(1) - top.sum(1)).clamp_min(0)
     inside = 1 + c * top
-    outside = 1 + c * (residual.mean(1) if r < e else torch.zeros(k, dtype=torch.float64))
+    outside = 1 + c * residual / max(e - r, 1)
     log_det = inside.log().sum(1) + (e - r) * outside.log()
     trace = (1 - 1 / inside).sum(1) + (e - r) * (1 - 1 / outside)
     # ½c (1/outside − 1/inside) along each stored direction, where inside ≥ outside up to rounding
     saving = (0.5 * c * (1 / outside[:, None] - 1 / inside)).clamp_min(0).sqrt()
-    loadings = (vectors[:, :, e - r :] * saving[:, None, :]).permute(1, 2, 0).reshape(e, r * k)
+    loadings = (vectors * saving[:, None, :]).permute(1, 2, 0).reshape(e, r * k)
     share = mass / mass.sum().clamp_min(1e-12)
     label = torch.where(live, -share.clamp_min(1e-300).log(), float("inf"))
     rate = 0.5 * log_det
@@ -227,6 +230,30 @@ def fit_codes(
         rate=rate.float(),
         mass=mass.float(),
     )
+
+
+def leading(
+    mean: Float[Tensor, "k e e"], rank: int, pooled: Float[Tensor, "e e"] | None = None
+) -> tuple[Float[Tensor, "k r"], Float[Tensor, "k e r"]]:
+    """The largest ``rank`` eigenvalues of each and their vectors, the largest last.
+
+    Matrices that were shrunk to a ``pooled`` spread share most of their leading directions: steps
+    of subspace iteration from those and each one's largest column, then Rayleigh and Ritz (Golub
+    and Van Loan), cost a fifth of an eigendecomposition. What is not settled by then are directions
+    of nearly equal variance, which describe rows nearly equally well.
+    """
+    k, e = mean.shape[:2]
+    width = SPARE * rank
+    if pooled is None or width >= e:
+        spectrum, vectors = torch.linalg.eigh(mean)
+        return spectrum[:, e - rank :], vectors[:, :, e - rank :]
+    shared = torch.linalg.eigh(pooled.float())[1][:, e - width + 1 :]
+    column = mean[torch.arange(k), :, mean.diagonal(dim1=1, dim2=2).argmax(1)]
+    basis = torch.cat([shared.expand(k, e, width - 1), column[:, :, None]], 2)
+    for _ in range(SUBSPACE_STEPS):
+        basis = torch.linalg.qr((basis.mT @ mean).mT)[0]
+    values, turn = torch.linalg.eigh(basis.mT @ mean @ basis)
+    return values[:, -rank:], basis @ turn[:, :, -rank:]
 
 
 def pooled_spread(
@@ -268,8 +295,8 @@ def _power(mean: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """u after so many steps, and M u."""
     u = start[:, :, None]
     for _ in range(steps):
-        u = F.normalize(mean @ u, dim=1)
-    return u[:, :, 0], (mean @ u)[:, :, 0]
+        u = F.normalize((u.mT @ mean).mT, dim=1)
+    return u[:, :, 0], (u.mT @ mean)[:, 0]
 
 
 def _pool(mass: Tensor, matrices: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ ASSIGNED_BYTES = 60  # of assignments/ per row, compressed
 KMEANS_PASSES = 30  # seeding.iterations, the most
 ANNEAL_EPOCHS = 2  # seeding.epochs, over 256 rows per centroid
 ANNEAL_ROWS = 256
-LLOYD_PASSES = 6  # of agreement, refine.passes at most, and the one whose statistics are stored
-AGREE_ROWS, AGREE_FITS = 8192, 6  # of a cell; k-means of them
+SAMPLE_ROWS, AGREE_FITS = 4096, 6  # refine.sample_rows of a cell; k-means of them
+SAMPLE_PASSES = 5  # over those: of agreement, and refine.passes at most
+FULL_PASSES = 2  # over all rows: codes fitted to them, and the statistics that are stored
 AGREE_PASSES = 6  # of each k-means, its start among them
 REPLICATES = 8  # count.replicates
 PAIRS = 1.5  # joined pairs that count prices for each of a leaf's neighbours
@@ -189,7 +190,8 @@ def job(
     leaves = fit.leaves / fit.cells  # of one cell
     priced = fit.leaves * (PAIRS * fit.neighbours + 2 * REPLICATES)
     tree = priced * fit.e**3  # a factor and an inverse
-    agreeing = min(AGREE_ROWS, fit.rows / fit.cells)
+    agreeing = min(SAMPLE_ROWS, fit.rows / fit.cells)
+    passes = FULL_PASSES + SAMPLE_PASSES * agreeing * fit.cells / fit.rows
     fits = 2 * AGREE_FITS * AGREE_PASSES * agreeing * fit.e * leaves
     agreement = 2 * agreeing**2 * fit.e + fits
     lloyd = 2 * fit.rows * fit.e * (fit.d + leaves * fit.rank) + fit.rows * fit.e**2
@@ -226,9 +228,9 @@ def job(
         Stage(
             "refine",
             {
-                "products": (LLOYD_PASSES * lloyd + fit.cells * agreement)
+                "products": (passes * lloyd + fit.cells * agreement)
                 / (at_once["leaves"] * rates.flops),
-                "coordinator": coordinator(rate_traffic(fit), LLOYD_PASSES),
+                "coordinator": coordinator(rate_traffic(fit), FULL_PASSES),
             },
         ),
         Stage(

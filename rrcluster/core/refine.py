@@ -30,7 +30,7 @@ from rrcluster.core.head import Training, train_head
 from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
 from rrcluster.core.neighbours import agree, seeds_within
 from rrcluster.core.probe import Probe
-from rrcluster.core.shards import Shards
+from rrcluster.core.shards import MemoryShards, Shards
 from rrcluster.core.tiles import by_tiles
 from rrcluster.records import setting
 
@@ -52,7 +52,10 @@ class RefineSpec:
     moved_share: float = setting(0.002, "stop when fewer probe rows than this share move")
     agreements: int = setting(5, "rounds of whitening by neighbours and smoothed k-means; 0: none")
     neighbours: int = setting(10, "neighbours per row among which features should agree")
-    agree_rows: int = setting(8192, "rows of a cell among which neighbours are taken")
+    sample_rows: int = setting(
+        4096,
+        "rows of a cell on which features and clusters are found; a pass over all rows follows",
+    )
     whitenings: int = setting(
         0, "rounds more of whitening by the spread within clusters, and Lloyd"
     )
@@ -110,7 +113,7 @@ def refine(
     if start is None:
         projection = fit_projection(shards, spec.width)
         if before is not None:
-            sample = shards.head(spec.agree_rows)
+            sample = shards.head(spec.sample_rows)
             centroids = seeds_within(sample, len(centroids), seed, before(sample))
         model = CellModel(projection, CentroidCodes.of(centroids))
     else:
@@ -186,14 +189,14 @@ def agreement(
     before: Before | None = None,
 ) -> CellModel:
     """Codes of the partition on which neighbours agree, in features whitened by them."""
-    sample = shards.head(spec.agree_rows)
+    sample = shards.head(spec.sample_rows)
     found = agree(
         sample, projection, len(centroids), spec.neighbours, spec.ridge, spec.agreements, seed,
         None if before is None else before(sample),
     )  # fmt: skip
     mass, moments = sum_by_label(features_of(found.features, sample), found.labels, found.clusters)
     codes = fit_codes(mass, moments, spec.eps2, spec.rank, spec.shrinkage)
-    return _refit(shards, CellModel(found.features, codes), found.features, spec)
+    return _refit(MemoryShards([sample]), CellModel(found.features, codes), found.features, spec)
 
 
 def whiten(shards: Shards, model: CellModel, spec: RefineSpec) -> FeatureMap:
@@ -206,21 +209,22 @@ def lloyd(shards: Shards, start: CellModel, features: FeatureMap, spec: RefineSp
     """Coding-rate Lloyd from the partition of ``start``, in ``features``.
 
     Each pass fits the codes of the current partition and gives every row to its cheapest cluster.
-    Stops when few rows of the probe move, or when the code of the partition does not get shorter;
-    the shortest is returned.
+    Passes are made over a sample, as many rows as tell what a cluster is, until few of the probe
+    move, or the code of the partition does not get shorter; the shortest is fitted to all rows.
     """
-    sample = shards.head(spec.probe_rows)
-    labels, _ = start.cheapest(sample)
-    model = _refit(shards, start, features, spec)
+    sample, probe = shards.head(spec.sample_rows), shards.head(spec.probe_rows)
+    held = MemoryShards([sample])
+    labels, _ = start.cheapest(probe)
+    model = _refit(held, start, features, spec)
     for _ in range(1, spec.passes):
-        moved_to, _ = model.cheapest(sample)
+        moved_to, _ = model.cheapest(probe)
         if float((moved_to != labels).double().mean()) < spec.moved_share:
             break
-        labels, shorter = moved_to, _refit(shards, model, features, spec)
+        labels, shorter = moved_to, _refit(held, model, features, spec)
         if _length(shorter.codes) >= _length(model.codes):
             break
         model = shorter
-    return model
+    return model if len(sample) == shards.num_rows else _refit(shards, model, features, spec)
 
 
 def finish(shards: Shards, model: CellModel) -> CellModel:

@@ -13,7 +13,7 @@ from rrcluster.io.store import Store
 from rrcluster.stages.refine import read_steps, write_steps
 
 SPEC = RefineSpec(
-    width=8, rank=3, agree_rows=300, rounds=1, steps=9, hidden=16, probe_rows=300,
+    width=8, rank=3, sample_rows=300, rounds=1, steps=9, hidden=16, probe_rows=300,
     checkpoint_steps=2, learning_rate=1e-2,
 )  # fmt: skip
 
