@@ -273,21 +273,15 @@ def starting_rows(
     codes = _joined((space.coded(x) for x in read), n)
     generator = keys.generator(seed, *path, "start")
     rounds = max(min(k, rounds), 1)
-    uniform = torch.rand(k if rounds == k else 0, generator=generator, dtype=torch.float64)
     to_few = DistancesToFew(codes) if k <= FEW * rounds else None
     squared = torch.ones(n)
     chosen = torch.empty(0, dtype=torch.int64)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for r in range(rounds):
-            if rounds == k:
-                drawn = _one(squared, float(uniform[r]))
-            else:
-                key = torch.empty(n).exponential_(generator=generator) / squared.clamp_min(1e-30)
-                key[chosen] = math.inf
-                size = k * (r + 1) // rounds - k * r // rounds
-                drawn = key.topk(min(size, n), largest=False).indices.sort().values
-            if not len(drawn):
-                break
+            size = k * (r + 1) // rounds - k * r // rounds
+            key = torch.empty(n).exponential_(generator=generator) / squared.clamp_min(1e-30)
+            key[chosen] = math.inf
+            drawn = key.topk(min(size, n), largest=False).indices.sort().values
             chosen = torch.cat([chosen, drawn])
             if r == 0:
                 squared.fill_(math.inf)
@@ -297,15 +291,8 @@ def starting_rows(
                 book = space.book(space.place(rows.take(drawn)))
                 tiles = (t.split(rows_at_once(codes)) for t in (codes, squared))
                 list(pool.map(partial(_lower, book), *tiles))
-    del codes, to_few, squared  # as large as several tables of centroids
+    del codes, to_few, squared, key  # as large as several tables of centroids
     return rows.take(chosen[torch.arange(k) % len(chosen)]).float()
-
-
-def _one(squared: Tensor, uniform: float) -> Tensor:
-    """A row drawn by squared distance, from a uniform number; none where all are 0."""
-    ends = squared.double().cumsum(0)
-    drawn = torch.searchsorted(ends, uniform * ends[-1:], right=True)
-    return drawn[drawn < len(squared)]
 
 
 def _lower(book: Book, codes: Tensor, squared: Tensor) -> None:

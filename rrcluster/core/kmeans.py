@@ -62,9 +62,7 @@ class SeedingSpec(AnnealSpec):
     )
     iterations: int = setting(30, "Lloyd iterations over the blocks at most")
     tolerance: float = setting(1e-3, "settled when an iteration lowers inertia by less than this")
-    moved_share: float = setting(
-        1e-3, "settled when fewer rows of a probe than this share move; 0: not asked"
-    )
+    moved_share: float = setting(1e-3, "settled when fewer rows of a probe than this share move")
 
 
 @dataclass(frozen=True)
@@ -192,9 +190,9 @@ def lloyd(
     beside the one of most inertia, in a seeded direction.
     """
     space = Space.of(shards.rows(PROBE_ROWS))
-    probe = shards.head(PROBE_ROWS if spec.moved_share else 0)
+    probe = shards.head(PROBE_ROWS)
     total = len(shards.rows_per_block)
-    labels = _labels(space, state.centroids, probe) if spec.moved_share else probe
+    labels = _labels(space, state.centroids, probe)
     while True:
         sums = shards.total(ClusterSums(space, state.centroids), state.blocks)
         if not bool(torch.isfinite(sums["square"]).all()):
@@ -205,11 +203,10 @@ def lloyd(
         means = _means(sums, state.centroids, spec)
         found = Clusters(means, sums["count"], _inertia(sums, means))
         del sums  # before other tables of centroids are made
+        earlier, labels = labels, _labels(space, means, probe)
+        moved = float((earlier != labels).double().mean())
         won = float((before - found.inertia).sum())
-        settled = won <= spec.tolerance * float(before.sum())
-        if spec.moved_share:
-            earlier, labels = labels, _labels(space, means, probe)
-            settled |= float((earlier != labels).double().mean()) <= spec.moved_share
+        settled = won <= spec.tolerance * float(before.sum()) or moved <= spec.moved_share
         if bool((found.count == 0).any()) and state.iteration < 5:
             settled = False
         everything = state.blocks == total

@@ -145,7 +145,7 @@ def _partition(
     rows = MemoryShards([s.half()])
     k = min(clusters, len(s))
     start = starting_rows(rows.rows(len(s)), k, PLUS_PLUS, len(s), seed, ("leaves", 0))
-    spec = SeedingSpec(tolerance=tolerance, moved_share=0.0)  # a probe were half of the rows
+    spec = SeedingSpec(tolerance=tolerance)
     centroids = lloyd(rows, State(0, 1, start), spec, seed).centroids
     used, labels = nearest(s.half(), centroids)[0].unique(return_inverse=True)
     return labels, len(used)

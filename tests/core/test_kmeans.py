@@ -48,9 +48,8 @@ def test_lloyd_reaches_the_inertia_of_scikit_learn_from_the_same_start() -> None
 
 def test_separate_groups_are_found() -> None:
     x, y = blobs(1000, 12, noise=0.05)
-    found = [top_down(MemoryShards([x]), 12, SeedingSpec(), seed).leaves for seed in range(10)]
-    scores = [adjusted_rand_score(y, nearest(x, leaves)[0]) for leaves in found]
-    assert sum(scores) / len(scores) > 0.9  # a single draw of starting rows may join two groups
+    seeds = top_down(MemoryShards([x]), 12, SeedingSpec(), 0)
+    assert adjusted_rand_score(y, nearest(x, seeds.leaves)[0]) > 0.9
 
 
 @settings(max_examples=20, deadline=None)
