@@ -73,7 +73,7 @@ def annealed(
 
     Nor does the rows' device. Narrow rows, whose products are not exact, stay on the CPU.
     """
-    if Space.of(rows).grid is None:
+    if rows.device != "cpu" and Space.of(rows).grid is None:
         rows = rows.on("cpu")
     if not anneals(len(rows), spec):
         return starting_rows(rows, k, PLUS_PLUS, len(rows), seed, path).cpu()

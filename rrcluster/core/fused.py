@@ -8,7 +8,7 @@ a CPU to the bit.
 
 from __future__ import annotations
 
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import torch
 import triton
@@ -57,21 +57,6 @@ def _nearest(
     tl.store(best + row, top, mask=inside)
 
 
-def nearest(codes: Tensor, centroids: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    """Index int64 (n,) of the centroid of largest x·c − half, the first of equals, and that int32.
-
-    ``codes`` (n, d) and ``centroids`` (k, d) are int8, ``half`` (k,) int32, all on one device.
-    """
-    label = torch.empty(len(codes), dtype=torch.int32, device=codes.device)
-    best = torch.empty_like(label)
-    if len(codes):
-        chosen(codes.device)[lambda tile: (triton.cdiv(len(codes), tile["ROWS"]),)](
-            codes.contiguous(), centroids.contiguous(), half, label, best, len(codes),
-            len(centroids), WIDTH=codes.shape[1],
-        )  # fmt: skip
-    return label.long(), best
-
-
 _tuned = triton.autotune(
     [
         triton.Config({"ROWS": r, "COLUMNS": c, "DEPTH": d}, num_warps=warps, num_stages=stages)
@@ -79,17 +64,21 @@ _tuned = triton.autotune(
     ],
     key=["WIDTH"],
 )(_nearest)
+INTERPRETED = dict(zip(("ROWS", "COLUMNS", "DEPTH"), TILES[-1], strict=False))
 
 
-class _Smallest:
-    """The kernel in the smallest tiles, which no clock has to choose: for the interpreter."""
+def nearest(codes: Tensor, centroids: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """Index int64 (n,) of the centroid of largest x·c − half, the first of equals, and that int32.
 
-    def __getitem__(self, grid: Any) -> Any:
-        rows, columns, depth, *_ = TILES[-1]
-        tile = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
-        return lambda *args, **named: _nearest[grid(tile)](*args, **named, **tile)
-
-
-def chosen(device: torch.device) -> Any:
-    """The kernel as it is launched on a device; on a CPU it needs TRITON_INTERPRET=1."""
-    return _Smallest() if device.type == "cpu" else _tuned
+    ``codes`` (n, d) and ``centroids`` (k, d) are int8, ``half`` (k,) int32, all on one device. On a
+    CPU it takes TRITON_INTERPRET=1, and the smallest tiles instead of those that a clock chooses.
+    """
+    label = torch.empty(len(codes), dtype=torch.int32, device=codes.device)
+    best = torch.empty_like(label)
+    kernel, tile = (_nearest, INTERPRETED) if codes.device.type == "cpu" else (_tuned, {})
+    if len(codes):
+        kernel[lambda given: (triton.cdiv(len(codes), given["ROWS"]),)](
+            codes.contiguous(), centroids.contiguous(), half, label, best, len(codes),
+            len(centroids), WIDTH=codes.shape[1], **tile,
+        )  # fmt: skip
+    return label.long(), best

@@ -103,9 +103,9 @@ class ClusterSums:
 
     def to(self, device: str) -> ClusterSums:
         """The same on a device. Narrow rows stay on the CPU: their products are not exact."""
-        return (
-            self if self.space.grid is None else replace(self, centroids=self.centroids.to(device))
-        )
+        if self.space.grid is None:
+            return self
+        return replace(self, centroids=self.centroids.to(device))
 
     @cached_property
     def _book(self) -> Book:

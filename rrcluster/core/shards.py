@@ -188,17 +188,17 @@ class Shards(ABC):
 
     def rows(self, count: int) -> Rows:
         """The first ``count`` rows in key order: a uniform sample without replacement."""
-        parts: list[Tensor] = []
-        weights: list[Tensor] = []
+        found = [self.prefix(block, size) for block, size in self._first(count)]
+        weights = [weight for _, weight in found if weight is not None]
+        return Rows([x for x, _ in found], weights or None, self._let_go)
+
+    def _first(self, count: int) -> Iterator[tuple[int, int]]:
+        """The blocks that hold the first ``count`` rows and how many each has; at least one."""
         for block, size in enumerate(self.rows_per_block):
-            x, weight = self.prefix(block, min(size, count))
-            parts.append(x)
-            if weight is not None:
-                weights.append(weight)
-            count -= len(x)
+            yield block, min(size, count)
+            count -= min(size, count)
             if count <= 0:
                 break
-        return Rows(parts, weights or None, self._let_go)
 
     def in_one_place(self, function: Callable[[Rows], R], count: int) -> R:
         """``function`` of the first ``count`` rows, on the device and where that is."""

@@ -130,12 +130,7 @@ class RayShards(Shards):
         """Here, but for rows of a GPU: the first holder gets what the others hold of them."""
         if self.device == "cpu":
             return super().in_one_place(function, count)
-        parts, left = [], count
-        for block, size in enumerate(self.rows_per_block):
-            parts.append(self._prefix(block, min(size, left)))
-            left -= min(size, left)
-            if not left:
-                break
+        parts = [self._prefix(block, size) for block, size in self._first(count)]
         found: R = ray.get(self._holders[0].alone.remote(function, *parts))
         return found
 

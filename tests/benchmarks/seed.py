@@ -58,6 +58,7 @@ class Case:
 
 TWO_LEVEL = ("rrcluster", "faiss.SuperKMeans")
 RAY = ("rrcluster", "rrcluster on Ray")
+ON_GPU = ("rrcluster, fused kernel", "bfloat16 products")
 FULL = (
     Case("k1000", 200_000, 512, 1000),
     Case("k10000", 100_000, 512, 10_000),
@@ -66,7 +67,6 @@ FULL = (
     Case("gpu", 10_000_000, 768, 10_000, systems=ON_GPU),
     *(Case(*c, systems=("rrcluster",)) for c in scaling_cases(800_000, 8000, 512)),
 )
-ON_GPU = ("rrcluster, fused kernel", "bfloat16 products")
 QUICK = (
     Case("k1000", 40_000, 256, 400, passes=10),
     Case("k10000", 20_000, 256, 1000, passes=10),

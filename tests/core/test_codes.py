@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rrcluster.core import codes as coding
 from rrcluster.core.cells import nearest
 from rrcluster.core.codes import CentroidCodes, Codes, costs, fit_codes, with_statistics
 from rrcluster.core.model import sum_by_label
@@ -33,6 +34,20 @@ def test_cost_of_a_one_direction_cluster_by_hand() -> None:
     # A = diag(1 + 4, 1): along the cluster ½[log 5 + 4/5 − 4/5], across it ½[log 5 + 4 − 4/5]
     found = costs(torch.eye(2), code)[:, 0].tolist()
     assert found == pytest.approx([0.5 * math.log(5), 0.5 * (math.log(5) + 3.2)], rel=1e-5)
+
+
+@pytest.mark.parametrize("shrinkage", [10.0, 1000.0])
+def test_codes_by_subspace_iteration_are_as_short_as_by_eigendecomposition(
+    shrinkage: float, monkeypatch
+) -> None:
+    z, y = mixture(4000, 64, 40)
+    mass, moments = sum_by_label(z, y, 40)
+    found = fit_codes(mass, moments, 0.5, rank=4, shrinkage=shrinkage)
+    monkeypatch.setattr(coding, "SPARE", 64)  # as many directions as there are: no iteration
+    exact = fit_codes(mass, moments, 0.5, rank=4, shrinkage=shrinkage)
+    assert found.length == pytest.approx(exact.length, rel=1e-5)
+    same = costs(z, found).argmin(1) == costs(z, exact).argmin(1)
+    assert float(same.double().mean()) > 0.995
 
 
 def test_full_rank_costs_agree_with_the_formula_in_float64() -> None:

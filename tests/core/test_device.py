@@ -101,16 +101,18 @@ def test_sums_in_order_are_the_same_bits_where_additions_are_not_atomic(shape, d
 
 
 def fitted(x: torch.Tensor, k: int, device: str, **settings) -> torch.Tensor:
-    weights = settings.pop("weights", None)
-    spec = SeedingSpec(anneal_from=0, **settings)
-    shards = MemoryShards(
-        list(x.split(900)), 2, weights and list(weights.split(900)), device=device
+    weights = (
+        list((torch.arange(len(x)) % 3 + 1).split(900)) if settings.pop("weighted", 0) else None
     )
+    spec = SeedingSpec(anneal_from=0, **settings)
+    shards = MemoryShards(list(x.split(900)), 2, weights, device=device)
     found = fit(shards, k, spec, 3)
     return torch.cat([found.centroids, found.count[:, None], found.inertia[:, None]], 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"metric": "spherical"}, {"epochs": 0.0}, {"sketch": 1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"metric": "spherical"}, {"epochs": 0.0}, {"sketch": 1}, {"weighted": 1}]
+)
 def test_a_fit_on_a_device_is_the_fit_on_the_cpu_to_the_bit(settings, monkeypatch) -> None:
     x, settings = rows(3000, 64), dict(settings)
     if settings.pop("sketch", 0):
