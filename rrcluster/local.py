@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rrcluster.compute import Compute, EmbedPlan, Progress, ShardCounts
 from rrcluster.core.shards import MemoryShards, Shards
-from rrcluster.io.scratch import Scratch, share_arena
+from rrcluster.io.scratch import Scratch, share_memory
 from rrcluster.models.encoder import Encoder
 from rrcluster.models.load import load_encoder
 from rrcluster.records import Shard
@@ -38,7 +38,7 @@ class InProcessCompute(Compute):
         self.device, self.fit_device = device, fit_device
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(1)  # one thread per block: sums do not depend on the cores
-        share_arena()
+        share_memory()
 
     def close(self) -> None:
         torch.set_num_threads(self._threads_before)

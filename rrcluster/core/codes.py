@@ -320,11 +320,13 @@ def with_statistics(
     """``codes`` with the mean and standard deviation of the winning costs per cluster.
 
     Small clusters borrow ``pseudo_rows`` rows of the pooled variance: two rows have no spread.
+    Those of fewer rows borrow the missing ones' mean, too, from all rows: what two rows cost that
+    are like no others must not pass for usual.
     """
     mean = total / count.clamp_min(1)
     within = (squares - count * mean.square()).clamp_min(0)
     pooled = within.sum() / count.sum().clamp_min(1)
     variance = (within + pseudo_rows * pooled) / (count + pseudo_rows)
     overall = total.sum() / count.sum().clamp_min(1)
-    mean = torch.where(count > 0, mean, overall)
+    mean += (overall - mean) * (1 - count / pseudo_rows).clamp_min(0)
     return replace(codes, cost_mean=mean.float(), cost_std=variance.sqrt().clamp_min(1e-6).float())

@@ -83,11 +83,12 @@ def grouped(
 ) -> list[Int[Tensor, " m"]]:
     """Disjoint groups of rows, as row numbers, each of positive ``worth``.
 
-    Small k-means clusters of ``least`` rows or so are joined two by two, always the pair that one
-    code for both shortens most, up to one. On the way up that tree, two groups become one when one
-    code for both is shorter; a group takes in rows that are none when that makes it worth more.
+    k-means clusters of half of ``least`` rows or so, small so that rows of no group do not spoil
+    one, are joined two by two, always the pair that one code for both shortens most, up to one. On
+    the way up that tree, two groups become one when one code for both is shorter; a group takes in
+    rows that are none when that makes it worth more.
     """
-    k = min(MOST_GROUPS, max(1, len(z) // max(least, 1)))
+    k = min(MOST_GROUPS, max(1, 2 * len(z) // max(least, 1)))
     found = fit(MemoryShards((z,)), k, SeedingSpec(), seed, ("novelty",))
     label, _ = nearest(z, found.centroids)
     k = len(found.centroids)

@@ -23,18 +23,24 @@ from torch import Tensor
 log = logging.getLogger("rrcluster")
 
 IN_MEMORY = 1 << 26  # bytes of rows up to which no file is needed
-ARENA_MAX = -8  # glibc's number for how many arenas there may be
 TRIMMED = 0.1  # seconds between two times that what the C library keeps is given back
+ALLOCATOR = {  # settings of glibc's by their names for users: its number, and what is set here
+    "MALLOC_ARENA_MAX": (-8, 1),
+    "MALLOC_MMAP_THRESHOLD_": (-3, 4 << 20),  # bytes from which freed memory is given back at once
+    "MALLOC_TRIM_THRESHOLD_": (-1, 16 << 20),  # free bytes at the end that are kept
+}
 
 
-def share_arena() -> None:
-    """Threads of this process allocate from one arena: what one lets go of is room for another.
+def share_memory() -> None:
+    """Threads of this process allocate from one arena, and large tables outside of it.
 
-    Each would keep tables of its own otherwise, and a fit takes a quarter to a half more. glibc has
-    arenas; another C library is left alone, and so is a number in MALLOC_ARENA_MAX.
+    What one lets go of is room for another so: with arenas of their own a fit takes a quarter to a
+    half more, and another tenth where freed tables are cut up for small ones. Another C library
+    than glibc is left alone, and so is what the user set in the environment.
     """
-    if "MALLOC_ARENA_MAX" not in os.environ:
-        _of_glibc("mallopt", ARENA_MAX, 1)
+    for name, (number, value) in ALLOCATOR.items():
+        if name not in os.environ:
+            _of_glibc("mallopt", number, value)
 
 
 def _of_glibc(name: str, *numbers: int) -> None:

@@ -34,10 +34,10 @@ def ours(in_file: bool = False, device: str = "cpu", **settings: Any) -> Prepare
     from rrcluster.core.hierarchy import top_down
     from rrcluster.core.kmeans import SeedingSpec
     from rrcluster.core.shards import MemoryShards
-    from rrcluster.io.scratch import Scratch, share_arena
+    from rrcluster.io.scratch import Scratch, share_memory
 
     torch.set_num_threads(1)
-    share_arena()
+    share_memory()
 
     def fit(x: np.ndarray | str, case: dict[str, Any]) -> tuple[np.ndarray, int]:
         passes = []

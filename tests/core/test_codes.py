@@ -149,6 +149,16 @@ def test_cost_statistics_are_the_mean_and_spread_of_each_cluster() -> None:
     assert float(z_score) == pytest.approx(2, rel=0.01)
 
 
+def test_what_two_rows_cost_that_are_like_no_others_is_not_usual() -> None:
+    code = CentroidCodes.of(torch.eye(3))
+    count = torch.tensor([2.0, 40.0, 58.0])
+    mean, squared = torch.tensor([9.0, 4.0, 5.0]), torch.tensor([81.0, 16.25, 25.25])
+    found = with_statistics(code, count, count * mean, count * squared)
+    overall = float((count * mean).sum() / count.sum())
+    assert found.cost_mean.tolist() == pytest.approx([0.2 * 9 + 0.8 * overall, 4, 5])
+    assert float(found.outlier(torch.tensor([9.0]), torch.tensor([0]))) > 4
+
+
 @pytest.mark.parametrize("rows", [3, 5, 10, 40])
 def test_left_out_costs_are_nearly_those_of_codes_fitted_without_the_row(rows: int) -> None:
     g = torch.Generator().manual_seed(0)

@@ -18,7 +18,7 @@ from rrcluster.core.hierarchy import top_down
 from rrcluster.core.kmeans import SeedingSpec
 from rrcluster.core.shards import MemoryShards
 from rrcluster.io import scratch as scratch_module
-from rrcluster.io.scratch import Scratch
+from rrcluster.io.scratch import ALLOCATOR, Scratch
 from rrcluster.local import InProcessCompute
 
 
@@ -139,18 +139,18 @@ def test_letting_go_gives_back_what_the_c_library_keeps() -> None:
     assert len(pinned) == 6
 
 
-@pytest.mark.parametrize(("named", "calls"), [(None, [("mallopt", -8, 1)]), ("4", [])])
-def test_threads_share_an_arena_unless_the_environment_has_a_number(
-    named: str | None, calls: list, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("named", [[], ["MALLOC_ARENA_MAX"], list(ALLOCATOR)])
+def test_threads_share_memory_but_for_what_the_environment_sets(
+    named: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple] = []
     monkeypatch.setattr(scratch_module, "_of_glibc", lambda *what: asked.append(what))
-    if named is None:
-        monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
-    else:
-        monkeypatch.setenv("MALLOC_ARENA_MAX", named)
+    for name in ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    for name in named:
+        monkeypatch.setenv(name, "4")
     with closing(InProcessCompute(1)):
-        assert asked == calls
+        assert asked == [("mallopt", *ALLOCATOR[name]) for name in ALLOCATOR if name not in named]
 
 
 def memory(kind: str) -> int:

@@ -24,6 +24,23 @@ from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
 
 
+@pytest.mark.parametrize("draw", [13, 18, 22])  # the two rows of the fit: a leaf, or in another's
+def test_two_rows_in_the_fit_do_not_hide_their_concept(tmp_path, draw) -> None:
+    (tmp_path / "corpus").mkdir()
+    old = np.concatenate([rows_of(c, 120, 1000 * draw + c) for c in range(4)])
+    few = rows_of(7, 2, 1000 * draw + 7)
+    grow(tmp_path, "shard", np.concatenate([old, few]), more=(f"seed={draw}",))
+    opened = []
+    for night in range(4):
+        seed = 1000 * draw + night
+        mixed = np.concatenate([rows_of(7, 9, seed + 50), rows_of(night, 40, seed + 90)])
+        facts = grow(tmp_path, "shard", mixed)
+        opened += [o["cluster_id"] for o in facts["novelty"]["opened"]]
+    (new,) = opened
+    ids = [r["level_1"] for r in everything(tmp_path) if r["row"] < 9 and r["shard"] > 0]
+    assert ids.count(new) >= 0.9 * len(ids)
+
+
 @pytest.mark.parametrize("layout", ["shard", "cluster"])
 def test_a_slow_concept_opens_a_cluster_and_early_rows_of_it_move_there(tmp_path, layout) -> None:
     (tmp_path / "corpus").mkdir()
