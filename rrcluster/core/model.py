@@ -90,9 +90,25 @@ def moments_by_label(
 
 
 @dataclass(frozen=True)
+class Costs:
+    """Statistic: mass (k,) of the leaves that ``model`` chooses, with the sum and the sum of
+    squares of the winning costs."""
+
+    model: CellModel
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        leaf, cost = self.model.cheapest(x)
+        k, cost = self.model.num_leaves, cost.double()
+        return {
+            "mass": torch.bincount(leaf, minlength=k).double(),
+            "cost": torch.bincount(leaf, weights=cost, minlength=k),
+            "squares": torch.bincount(leaf, weights=cost.square(), minlength=k),
+        }
+
+
+@dataclass(frozen=True)
 class Moments:
-    """Statistic: mass (k,) and moments (k, e, e) in ``space`` of the leaves that ``model`` chooses,
-    with the sum and the sum of squares of the winning costs.
+    """Statistic: mass (k,) and moments (k, e, e) in ``space`` of the leaves that ``model`` chooses.
 
     With ``left_out`` (ε² of its codes) rows choose by leave-one-out costs.
     """
@@ -108,18 +124,12 @@ class Moments:
         def choose(rows: Tensor) -> tuple[Tensor, ...]:
             z = model.features(rows) if codes.refined else rows
             if isinstance(codes, RateCodes) and self.left_out is not None:
-                cost, leaf = codes.cheapest_left_out(z, self.left_out)
+                leaf = codes.cheapest_left_out(z, self.left_out)[1]
             else:
-                cost, leaf = codes.costs(z).min(1)
-            return (leaf, cost, z) if same else (leaf, cost)
+                leaf = codes.costs(z).min(1).indices
+            return (leaf, z) if same else (leaf,)
 
-        leaf, cost, *z_found = by_tiles(x, choose)
+        leaf, *z_found = by_tiles(x, choose)
         z = z_found[0] if same else features_of(self.space, x)
         mass, moments = sum_by_label(z, leaf, k)
-        cost = cost.double()
-        return {
-            "mass": mass,
-            "moments": moments,
-            "cost": torch.bincount(leaf, weights=cost, minlength=k),
-            "squares": torch.bincount(leaf, weights=cost.square(), minlength=k),
-        }
+        return {"mass": mass, "moments": moments}

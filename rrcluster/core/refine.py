@@ -27,7 +27,7 @@ from rrcluster.core.features import FeatureMap, fit_projection
 from rrcluster.core.forest import Before
 from rrcluster.core.gate import Gate, GateEvent, Step
 from rrcluster.core.head import Training, train_head
-from rrcluster.core.model import CellModel, Moments, features_of, sum_by_label
+from rrcluster.core.model import CellModel, Costs, Moments, features_of, sum_by_label
 from rrcluster.core.neighbours import agree, seeds_within
 from rrcluster.core.probe import Probe
 from rrcluster.core.shards import MemoryShards, Shards
@@ -111,9 +111,9 @@ def refine(
     probe = Probe.of(shards, spec.probe_rows, spec.probe_neighbours)
     gate = Gate(probe, spec.eps2, on_event, least)
     if start is None:
-        projection = fit_projection(shards, spec.width)
+        sample = shards.head(spec.sample_rows)
+        projection = fit_projection(MemoryShards([sample]), spec.width)
         if before is not None:
-            sample = shards.head(spec.sample_rows)
             centroids = seeds_within(sample, len(centroids), seed, before(sample))
         model = CellModel(projection, CentroidCodes.of(centroids))
     else:
@@ -231,7 +231,7 @@ def finish(shards: Shards, model: CellModel) -> CellModel:
     """Drop empty clusters of a refined model and add the statistics of the winning costs."""
     if isinstance(model.codes, RateCodes):
         model = replace(model, codes=model.codes.live())
-    sums = shards.reduce(Moments(model, model.features))
+    sums = shards.reduce(Costs(model))
     codes = with_statistics(model.codes, sums["mass"], sums["cost"], sums["squares"])
     return replace(model, codes=codes)
 
