@@ -39,8 +39,11 @@ class Gate:
         eps2: float,
         on_event: Callable[[GateEvent], None] | None = None,
         least: int = 1,
+        whole: bool = False,
     ) -> None:
-        self._probe, self._eps2, self._on_event, self._least = probe, eps2, on_event, least
+        """``whole``: the probe is all rows, so a cluster that none of them chooses is empty."""
+        self._probe, self._eps2, self._on_event = probe, eps2, on_event
+        self._least, self._whole = least, whole
         # Below the weight of one probe row the criterion cannot tell two partitions apart.
         self.tolerance = 1.0 / max(len(probe.x), 1)
         self.events: list[GateEvent] = []
@@ -59,7 +62,10 @@ class Gate:
         was, now = self._probe.consistency(old), self._probe.consistency(new)
         extra = self._extra(before, after, old, new)
         alarms = collapses(extra)
-        enough = after.codes.num_live >= self._least
+        left = after.codes.num_live
+        if self._whole:  # its codes had rows, which by now may choose others
+            left = min(left, len(new.unique()))
+        enough = left >= self._least
         agrees = trusted or now >= was - self.tolerance
         accepted = agrees and enough and not alarms
         event = GateEvent(round, step, accepted, was, now, extra, alarms)

@@ -109,7 +109,8 @@ def refine(
     starts from parts.
     """
     probe = Probe.of(shards, spec.probe_rows, spec.probe_neighbours)
-    gate = Gate(probe, spec.eps2, on_event, least)
+    whole = shards.num_rows <= spec.probe_rows
+    gate = Gate(probe, spec.eps2, on_event, least, whole)
     if start is None:
         sample = shards.head(spec.sample_rows)
         projection = fit_projection(MemoryShards([sample]), spec.width)
