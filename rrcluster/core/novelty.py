@@ -83,12 +83,21 @@ def grouped(
 ) -> list[Int[Tensor, " m"]]:
     """Disjoint groups of rows, as row numbers, each of positive ``worth``.
 
-    k-means clusters of half of ``least`` rows or so, small so that rows of no group do not spoil
-    one, are joined two by two, always the pair that one code for both shortens most, up to one. On
-    the way up that tree, two groups become one when one code for both is shorter; a group takes in
-    rows that are none when that makes it worth more.
+    k-means clusters of ``least`` rows or so are joined two by two, always the pair that one code
+    for both shortens most, up to one. On the way up that tree, two groups become one when one code
+    for both is shorter; a group takes in rows that are none when that makes it worth more. The same
+    from clusters of half as many rows, which rows of no group spoil less and joins order worse; the
+    groups that are worth more in all are taken, those from larger clusters of equals.
     """
-    k = min(MOST_GROUPS, max(1, 2 * len(z) // max(least, 1)))
+    numbers = {min(MOST_GROUPS, max(1, n * len(z) // max(least, 1))) for n in (1, 2)}
+    cuts = [_groups(z, known, k, seed, worth) for k in sorted(numbers)]
+    return max(cuts, key=lambda groups: sum(worth(rows) for rows in groups))
+
+
+def _groups(
+    z: Tensor, known: Known, k: int, seed: int, worth: Callable[[Tensor], float]
+) -> list[Tensor]:
+    """``grouped`` from k k-means clusters."""
     found = fit(MemoryShards((z,)), k, SeedingSpec(), seed, ("novelty",))
     label, _ = nearest(z, found.centroids)
     k = len(found.centroids)
