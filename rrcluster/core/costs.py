@@ -134,11 +134,11 @@ def kmeans_traffic(fit: Fit, workers: int) -> Traffic:
 
 def rate_traffic(fit: Fit) -> Traffic:
     """A pass of coding-rate Lloyd over one cell: one answer per block, added in block order, with
-    mass, moments and two sums of costs of every leaf, 8 (e² + 3) bytes each. The cells of a larger
-    fit are refined where their rows are, and send nothing."""
+    mass and moments of every leaf, 8 (e² + 1) bytes each. The cells of a larger fit are refined
+    where their rows are, and send nothing."""
     if fit.cells > 1:
         return Traffic(0, 0.0, 0.0)
-    size = fit.blocks * fit.leaves * 8.0 * (fit.e**2 + 3)
+    size = fit.blocks * fit.leaves * 8.0 * (fit.e**2 + 1)
     return Traffic(fit.blocks, size, size)
 
 

@@ -29,7 +29,7 @@ def test_traffic_by_hand() -> None:
     fit = Fit(rows=1000.0, block_rows=300.0, d=6, leaves=5, e=2)
     assert kmeans_traffic(fit, 3) == Traffic(5, 320.0, 5 * 320.0)
     assert kmeans_traffic(fit, 99).calls == 7  # no more holders than blocks
-    assert rate_traffic(fit) == Traffic(4, 4 * 280.0, 4 * 280.0)
+    assert rate_traffic(fit) == Traffic(4, 4 * 200.0, 4 * 200.0)
     assert count_traffic(fit).taken == 1000 * (4 * 2 + 8 + 8)
     assert coordinator_bytes(fit) == 1000 * (2 * 8 + 16 + 8) + 2 * 5 * 4 * 8
     cells = dataclasses.replace(fit, cell_leaves=2)
