@@ -90,12 +90,19 @@ class RayShards(Shards):
 
     def map(self, function: Callable[..., R], blocks: int | None = None) -> Iterator[R]:
         sent = ray.put(function)  # once, however many blocks read it
+        holders = enumerate(self._holder_of[:blocks])
+        return self._answers(self._holders[h].apply.remote(block, sent) for block, h in holders)
+
+    def _answers(self, asked: Iterator[Any]) -> Iterator[Any]:
+        """What comes of calls that are made as they are asked for, in their order.
+
+        Answers may be large and wait in the object store: only so many are asked for ahead.
+        """
         running: deque[Any] = deque()
-        for block, holder in enumerate(self._holder_of[:blocks]):
-            # Answers may be large and wait in the object store: only so many are asked for ahead.
+        for call in asked:
+            running.append(call)
             if len(running) == 2 * len(self._holders):
                 yield ray.get(running.popleft())
-            running.append(self._holders[holder].apply.remote(block, sent))
         while running:
             yield ray.get(running.popleft())
 
@@ -125,6 +132,9 @@ class RayShards(Shards):
     def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
         found: Tensor = ray.get(self._prefix(block, rows))
         return found, None
+
+    def rows(self, count: int) -> Rows:
+        return Rows(list(self._answers(self._prefix(b, size) for b, size in self._first(count))))
 
     def in_one_place(self, function: Callable[[Rows], R], count: int) -> R:
         """Here, but for rows of a GPU: the first holder gets what the others hold of them."""
