@@ -62,9 +62,8 @@ class Gate:
         was, now = self._probe.consistency(old), self._probe.consistency(new)
         extra = self._extra(before, after, old, new)
         alarms = collapses(extra)
-        left = after.codes.num_live
-        if self._whole:  # its codes had rows, which by now may choose others
-            left = min(left, len(new.unique()))
+        # Codes had rows when they were fitted, which by now may choose others.
+        left = extra["clusters"] if self._whole else after.codes.num_live
         enough = left >= self._least
         agrees = trusted or now >= was - self.tolerance
         accepted = agrees and enough and not alarms

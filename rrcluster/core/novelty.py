@@ -91,20 +91,21 @@ def grouped(
     """
     numbers = {min(MOST_GROUPS, max(1, n * len(z) // max(least, 1))) for n in (1, 2)}
     cuts = [_groups(z, known, k, seed, worth) for k in sorted(numbers)]
-    return max(cuts, key=lambda groups: sum(worth(rows) for rows in groups))
+    best = max(cuts, key=lambda groups: sum(value for _, value in groups))
+    return [rows for rows, _ in best]
 
 
 def _groups(
     z: Tensor, known: Known, k: int, seed: int, worth: Callable[[Tensor], float]
-) -> list[Tensor]:
-    """``grouped`` from k k-means clusters."""
+) -> list[tuple[Tensor, float]]:
+    """``grouped`` from k k-means clusters, each group with its worth."""
     found = fit(MemoryShards((z,)), k, SeedingSpec(), seed, ("novelty",))
     label, _ = nearest(z, found.centroids)
     k = len(found.centroids)
     rows = [(label == leaf).nonzero()[:, 0] for leaf in range(k)]
     # Of each node: its groups, and what the node as one group is worth (0: it is none).
     value = [max(worth(r), 0.0) if len(r) else 0.0 for r in rows]
-    groups = [[r] if v > 0 else [] for r, v in zip(rows, value, strict=True)]
+    groups = [[(r, v)] if v > 0 else [] for r, v in zip(rows, value, strict=True)]
     for i, j, shorter in _joins(*sum_by_label(z, label, k), known, float(len(z))):
         both = torch.cat([rows[i], rows[j]]).sort().values
         parts = groups[i] + groups[j]
@@ -115,7 +116,7 @@ def _groups(
             one = worth(both)
             one = one if one > value[i] + value[j] else 0.0
         rows.append(both)
-        groups.append([both] if one > 0 else parts)
+        groups.append([(both, one)] if one > 0 else parts)
         value.append(max(one, 0.0))
     return groups[-1]
 

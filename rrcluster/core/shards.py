@@ -139,7 +139,6 @@ class Shards(ABC):
 
     workers: int = 1
     device: str = "cpu"
-    _let_go: LetGo = staticmethod(kept)
 
     @property
     @abstractmethod
@@ -183,14 +182,8 @@ class Shards(ABC):
         return total
 
     @abstractmethod
-    def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        """The first ``rows`` rows of one block, (<= rows, d) float16, and their weights if any."""
-
     def rows(self, count: int) -> Rows:
         """The first ``count`` rows in key order: a uniform sample without replacement."""
-        found = [self.prefix(block, size) for block, size in self._first(count)]
-        weights = [weight for _, weight in found if weight is not None]
-        return Rows([x for x, _ in found], weights or None, self._let_go)
 
     def _first(self, count: int) -> Iterator[tuple[int, int]]:
         """The blocks that hold the first ``count`` rows and how many each has; at least one."""
@@ -292,9 +285,10 @@ class MemoryShards(Shards):
         x = self._blocks[block]
         return (x,) if self._weights is None else (x, self._weights[block])
 
-    def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        weights = None if self._weights is None else self._weights[block][:rows]
-        return self._blocks[block][:rows], weights
+    def rows(self, count: int) -> Rows:
+        first = list(self._first(count))
+        weights = None if self._weights is None else [self._weights[b][:size] for b, size in first]
+        return Rows([self._blocks[b][:size] for b, size in first], weights, self._let_go)
 
 
 def summed(

@@ -129,10 +129,6 @@ class RayShards(Shards):
         found: dict[str, Tensor] = ray.get(parts[0][1])
         return found
 
-    def prefix(self, block: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        found: Tensor = ray.get(self._prefix(block, rows))
-        return found, None
-
     def rows(self, count: int) -> Rows:
         return Rows(list(self._answers(self._prefix(b, size) for b, size in self._first(count))))
 
