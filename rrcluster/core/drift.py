@@ -46,9 +46,14 @@ class ReclusterSpec:
         "it no say in what stays",
     )
     refit_stay: float = setting(
-        12.0,
+        24.0,
         "nats by which another cluster must be cheaper before a row leaves, at a refit and after "
         "it, the one it was in; 0: rows go where they are cheapest",
+    )
+    refit_stay_fresh: float = setting(
+        6.0,
+        "the same (never above it) for a cluster whose rows are novelty_times as frequent among "
+        "those that came since the last fit as among those before",
     )
     on_changed: Literal["error", "skip", "reprocess"] = setting(
         "error", "a shard that changed since it was read: stop, keep the old rows, or read it again"

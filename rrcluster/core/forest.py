@@ -71,14 +71,15 @@ class Forest:
 class Homes:
     """Where rows were by the model ``before`` a refit, and how long they stay there.
 
-    The successor of a row's cluster is its home: a row leaves it only for a cluster that is more
-    than ``nats`` cheaper. This is a property of the row: one that comes later gets the same answer.
+    The successor of a row's cluster is its home: a row leaves it only for a cluster that is cheaper
+    by more than the ``nats`` of that cluster. This is a property of the row: one that comes later
+    gets the same answer.
     """
 
     before: Forest
     successor: Int[Tensor, " clusters"]  # the refit's finest cluster for each old one; −1: none
     of_leaf: Int[Tensor, " leaves"]  # the refit's finest cluster of each leaf, whatever joins later
-    nats: float
+    nats: Float[Tensor, " k"]  # by the refit's finest clusters
 
     def __call__(self, x: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
         """The home of each row; −1 for rows of clusters that ended."""
@@ -140,11 +141,13 @@ def _assigned(
 def _stayed(forest: Forest, homes: Homes, x: Tensor, found: Labels) -> Labels:
     """Labels with the rows back home that have no good reason to leave it."""
     home = homes(x)
-    away = ((home >= 0) & (homes.of_leaf[found.leaf] != home)).nonzero()[:, 0]
+    cheapest = homes.of_leaf[found.leaf]
+    away = ((home >= 0) & (cheapest != home)).nonzero()[:, 0]
     if not len(away):
         return found
     at_home = _assigned(forest, x[away], homes.of_leaf, home[away])
-    back = at_home.cost - found.cost[away] <= homes.nats  # never where home has no leaf in the cell
+    saved = at_home.cost - found.cost[away]  # without end where home has no leaf in the cell
+    back = saved <= homes.nats[cheapest[away]]
     part = Assignment(*(column[back] for column in vars(at_home).values()))
     return found.with_rows(away[back], part, forest.paths)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -175,8 +176,9 @@ def nearest_known(z: Float[Tensor, "n e"], known: Known) -> int:
     return int((joined - known.lengths(known.mass, known.moments, total)).argmin())
 
 
-def often(rows: int, of: int, before: int, of_before: int) -> float:
-    """How many times as frequent as before: (rows/of) / ((before + 1)/of_before)."""
+def often(rows: Any, of: int | float, before: Any, of_before: int | float) -> Any:
+    """How many times as frequent as before: (rows/of) / ((before + 1)/of_before), of numbers or of
+    arrays of them, one per cluster."""
     return (rows / max(of, 1)) / ((before + 1) / max(of_before, 1))
 
 

@@ -143,7 +143,7 @@ def write_homes(store: Store, homes: Homes) -> None:
     for generation in range(GENERATIONS):
         if last is not None:
             own = {"successor": last.successor, "of_leaf": last.of_leaf}
-            own |= {"nats": torch.tensor([last.nats])} | last.before.tensors()
+            own |= {"nats": last.nats} | last.before.tensors()
             tensors |= {f"{generation}.{name}": t for name, t in own.items()}
             last = last.before.homes
     write_tensors(store, HOMES, tensors)
@@ -156,7 +156,7 @@ def read_homes(store: Store) -> Homes | None:
     for generation in reversed(range(GENERATIONS)):
         if own := under(tensors, f"{generation}."):
             before = replace(Forest.from_tensors(own), homes=found)
-            found = Homes(before, own["successor"], own["of_leaf"], float(own["nats"][0]))
+            found = Homes(before, own["successor"], own["of_leaf"], own["nats"])
     return found
 
 

@@ -17,9 +17,10 @@ from rrcluster.compute import Compute, Progress
 from rrcluster.config import Config
 from rrcluster.core.drift import changes, matched
 from rrcluster.core.forest import Before, Forest, Homes, label
+from rrcluster.core.novelty import often
 from rrcluster.core.verdict import Verdict
 from rrcluster.io import tables
-from rrcluster.io.current import Current
+from rrcluster.io.current import Current, manifest
 from rrcluster.stages.caption import caption
 from rrcluster.stages.count import HOMES, read_forest, write_homes
 from rrcluster.stages.fit import fit
@@ -47,7 +48,7 @@ class Fitted:
     old: Forest
     new: Forest
     verdict: Verdict
-    pairs: Overlap  # the fit's rows by their finest clusters in both models
+    pairs: Overlap  # rows of the last fit's shards, and since, by their finest clusters in both
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def fit_again(
     start = Before(old, spec.refit_score, spec.refit_nats) if warm else None
     fit(again, compute, part, progress, start)
     new = replace(read_forest(store), homes=None)  # an attempt before may have left some
-    return Fitted(again, part, old, new, *judged(again, compute, old, new))
+    return Fitted(again, part, old, new, *judged(again, compute, old, new, _first_since_fit(now)))
 
 
 def refit(
@@ -89,10 +90,10 @@ def refit(
     again, part, old, new = fitted.again, fitted.part, fitted.old, fitted.new
     store, version = again.store, _version(number)
     rows = part.content["reconciliation"]["embedded"]
-    overlaps = per_level(fitted.pairs, old, new)
+    overlaps = per_level(fitted.pairs.sum(0), old, new)
     chosen, unused = _choose(overlaps, ids, new, again.config.recluster.min_overlap)
     store.write_json(IDS, [level.tolist() for level in chosen])
-    new = _with_homes(again, old, new, ids.levels[-1], chosen[-1])
+    new = _with_homes(fitted, ids.levels[-1], chosen[-1])
     work = CountStayed(LoadBlock.of(again), old, new, ids.levels[-1], chosen[-1])
     blocks = list(range(store.read_json(INDEX)["blocks"]))
     stayed = sum(found for _, found in compute.map(work, blocks))
@@ -137,21 +138,30 @@ def _version(number: int) -> str:
     return f"versions/increment={number:05d}"
 
 
-def _with_homes(
-    again: Run,
-    old: Forest,
-    new: Forest,
-    were: npt.NDArray[np.int64],
-    are: npt.NDArray[np.int64],
-) -> Forest:
-    """The new model that keeps rows in the cluster of their id; published for later readers."""
-    nats = again.config.recluster.refit_stay
-    if nats == 0 or again.config.seeding.hierarchy == "bottom_up":
+def _first_since_fit(now: Current) -> int:
+    """The first number that a shard of an increment after the last fit's can have."""
+    model = now.content.get("model")
+    fitted = 0 if model is None else int(model.split("=")[1].split("/")[0])
+    return 1 + max(s.index for i in range(fitted + 1) for s in manifest(now.store, i))
+
+
+def _with_homes(fitted: Fitted, were: npt.NDArray[np.int64], are: npt.NDArray[np.int64]) -> Forest:
+    """The new model that keeps rows in the cluster of their id; published for later readers.
+
+    What the fit before could not know of is left for more easily: clusters whose rows came since.
+    """
+    again, old, new = fitted.again, fitted.old, fitted.new
+    spec = again.config.recluster
+    if spec.refit_stay == 0 or again.config.seeding.hierarchy == "bottom_up":
         if again.store.exists(HOMES):  # of an attempt with another setting
             again.store.remove(HOMES)
         return new
     place = {int(i): j for j, i in enumerate(are)}
     successor = torch.tensor([place.get(int(i), -1) for i in were])
+    before, since = fitted.pairs.sum(1)
+    fresh = often(since, since.sum(), before, before.sum()) >= spec.novelty_times
+    easily = min(spec.refit_stay_fresh, spec.refit_stay)
+    nats = torch.from_numpy(np.where(fresh, easily, spec.refit_stay))
     homes = Homes(old, successor, new.paths[:, -1], nats)
     write_homes(again.store, homes)
     return replace(new, homes=homes)

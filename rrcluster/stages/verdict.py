@@ -25,15 +25,18 @@ from rrcluster.stages.select import INDEX, LoadBlock
 Overlap = npt.NDArray[np.float64]
 
 
-def judged(again: Run, compute: Compute, old: Forest, new: Forest) -> tuple[Verdict, Overlap]:
-    """The verdict, and the fit's rows by their finest clusters in both models (k_old, k_new).
+def judged(
+    again: Run, compute: Compute, old: Forest, new: Forest, first: int
+) -> tuple[Verdict, Overlap]:
+    """The verdict, and the fit's rows by their finest clusters in both models: (2, k_old, k_new),
+    those of shards before ``first`` and from there on.
 
     ``again`` holds the new fit, and its rows.
     """
     load, spec = LoadBlock.of(again), again.config.refine
     work = JudgeProbe(load, old, new, spec.probe_rows, spec.probe_neighbours)
     [(rows, *consistency)] = [found for _, found in compute.map(work, [0])]
-    pairs, lengths = _compared(again, compute, old, new)
+    pairs, lengths = _compared(again, compute, old, new, first)
     return Verdict((consistency[0], consistency[1]), rows, lengths), pairs
 
 
@@ -60,34 +63,37 @@ class JudgeProbe:
 
 @dataclass(frozen=True)
 class DescribeBoth:
-    """Map: the rows of one fit block by their finest clusters in both models, and features if
-    there is a space to have them in."""
+    """Map: the rows of one fit block by their finest clusters in both models, whether they are of
+    shards from ``first`` on, and features if there is a space to have them in."""
 
     load: LoadBlock
     old: Forest
     new: Forest
     space: FeatureMap | None
+    first: int
 
-    def __call__(self, block: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        x = self.load(block)
+    def __call__(self, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        rows = self.load.full(block)
+        x = torch.from_numpy(rows.x.copy())
+        late = torch.from_numpy((rows.where[:, 0] >= self.first).astype(np.int64))
         old, new = (label(forest, x).path[:, -1] for forest in (self.old, self.new))
-        return old, new, None if self.space is None else features_of(self.space, x)
+        return late, old, new, None if self.space is None else features_of(self.space, x)
 
 
 def _compared(
-    again: Run, compute: Compute, old: Forest, new: Forest
+    again: Run, compute: Compute, old: Forest, new: Forest, first: int
 ) -> tuple[Overlap, tuple[float, float] | None]:
     """Rows by both clusters; nats per row of both partitions, in the new model's features."""
     space, code = read_space(again.store), again.config.count
     sizes = [forest.clusters_per_level[-1] for forest in (old, new)]
     if space is not None and sum(sizes) * space.width**2 > MOST_NUMBERS:
         space = None
-    pairs = np.zeros(sizes)
+    pairs = np.zeros((2, *sizes))
     sums = [] if space is None else [LeafMoments.none(k, space.width) for k in sizes]
-    work = DescribeBoth(LoadBlock.of(again), old, new, space)
+    work = DescribeBoth(LoadBlock.of(again), old, new, space, first)
     blocks = int(again.store.read_json(INDEX)["blocks"])
-    for were, are, z in in_order(compute.map(work, list(range(blocks)))):
-        np.add.at(pairs, (were.numpy(), are.numpy()), 1.0)
+    for late, were, are, z in in_order(compute.map(work, list(range(blocks)))):
+        np.add.at(pairs, (late.numpy(), were.numpy(), are.numpy()), 1.0)
         if z is not None:
             sums[0].add(z, were)
             sums[1].add(z, are)

@@ -37,7 +37,8 @@ def forest_cut_at(x: torch.Tensor, *at: int) -> Forest:
 
 
 def with_homes(old: Forest, new: Forest, nats: float, successor: list[int]) -> Forest:
-    return replace(new, homes=Homes(old, torch.tensor(successor), new.paths[:, -1], nats))
+    every = torch.full((new.clusters_per_level[-1],), nats, dtype=torch.float64)
+    return replace(new, homes=Homes(old, torch.tensor(successor), new.paths[:, -1], every))
 
 
 @pytest.mark.parametrize("nats", [0.5, 2.0, 8.0])
@@ -55,6 +56,17 @@ def test_a_row_leaves_its_cluster_only_for_one_that_is_so_much_cheaper(nats: flo
     stayed = found.path[:, 0] != cheapest.path[:, 0]
     assert (found.confidence[stayed] < 0.5).all()
     assert torch.equal(found.outlier[~stayed], cheapest.outlier[~stayed])
+
+
+def test_a_cluster_with_nats_of_its_own_takes_rows_by_those() -> None:
+    x = rows()
+    old, new = forest_cut_at(x, 100), forest_cut_at(x, 60, 200)
+    free, held = (label(with_homes(old, new, nats, [1, 2]), x).path[:, 0] for nats in (0.0, 1e6))
+    homes = Homes(old, torch.tensor([1, 2]), new.paths[:, -1], torch.tensor([0.0, 1e6, 1e6]))
+    found = label(replace(new, homes=homes), x).path[:, 0]
+    left = free != held
+    assert len(free[left].unique()) > 1, "rows would go to that cluster and to others"
+    assert torch.equal(found, torch.where(free == 0, free, held))
 
 
 def test_rows_of_a_cluster_that_ended_go_where_they_are_cheapest() -> None:

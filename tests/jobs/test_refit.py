@@ -21,6 +21,7 @@ from rrcluster.stages.count import read_forest
 from rrcluster.stages.recluster import recluster
 from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
+from rrcluster.stages.write import cluster_ids
 
 
 def again(folder: Path, *settings: str) -> dict:
@@ -89,7 +90,8 @@ def test_a_row_that_comes_after_refits_is_where_its_twin_has_stayed(run) -> None
     first = [r["level_1"] for r in everything(run)]
     for number in (2, 3):
         add(run, number, 8)
-        facts = again(run, "recluster.refit=always", "recluster.refit_stay=1e9")
+        stay = ("recluster.refit_stay=1e9", "recluster.refit_stay_fresh=1e9")
+        facts = again(run, "recluster.refit=always", *stay)
         alive = {r["level_1"] for r in everything(run)}
         now = [r["level_1"] for r in everything(run)[: len(first)]]
         assert all(a == b or a not in alive for a, b in zip(first, now, strict=True))
@@ -100,6 +102,32 @@ def test_a_row_that_comes_after_refits_is_where_its_twin_has_stayed(run) -> None
     found = everything(run)
     twins = [[r["level_1"] for r in found if r["shard"] == shard] for shard in (1, 4)]
     assert twins[0] == twins[1]
+
+
+def nats_by_id(folder: Path) -> dict[int, float]:
+    """What each finest cluster must save for a row that it takes from another, by its id."""
+    store = current(Store(str(folder / "run"))).store
+    forest = read_forest(store)
+    ids = cluster_ids(store, forest)[-1].tolist()
+    return dict(zip(ids, forest.homes.nats.tolist(), strict=True))
+
+
+def test_rows_leave_easily_only_for_clusters_of_what_came_since_the_last_fit(run) -> None:
+    before = {r["level_1"] for r in everything(run)}
+    for concept in (8, 9):
+        add(run, concept, concept)
+        k = len(before) + 1
+        again(run, "recluster.refit=always", f"recluster.refit_k=[2,{k}]")
+        found = nats_by_id(run)
+        rows = [r["level_1"] for r in everything(run) if r["shard"] == concept - 7]
+        new = max(set(rows), key=rows.count)
+        assert new not in before
+        assert found == {i: 6.0 if i == new else 24.0 for i in {*before, new}}
+        before.add(new)
+    again(run, "recluster.refit=always", f"recluster.refit_k=[2,{len(before)}]")
+    assert set(nats_by_id(run).values()) == {24.0}  # nothing came since
+    again(run, "recluster.refit=always", "recluster.refit_stay=2")
+    assert set(nats_by_id(run).values()) == {2.0}
 
 
 def test_a_refit_cuts_rows_into_the_cells_that_they_were_in_unless_it_starts_afresh(
