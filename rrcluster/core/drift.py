@@ -248,9 +248,10 @@ def changes(
     """
     found: list[tuple[int | None, int | None, str, float]] = []
     from_old, from_new = overlap.sum(1), overlap.sum(0)
+    place, were = {cluster: j for j, cluster in enumerate(new)}, set(old)
     for i, cluster in enumerate(old):
-        if cluster in new:
-            j = list(new).index(cluster)
+        if cluster in place:
+            j = place[cluster]
             found.append((cluster, cluster, "kept", float(overlap[i, j] / max(from_old[i], 1e-12))))
             continue
         j = int(overlap[i].argmax())
@@ -258,7 +259,7 @@ def changes(
         whole = share > 0.5
         found.append((cluster, new[j] if whole else None, "merged" if whole else "retired", share))
     for j, cluster in enumerate(new):
-        if cluster not in old:
+        if cluster not in were:
             i = int(overlap[:, j].argmax())
             share = float(overlap[i, j] / max(from_new[j], 1e-12))
             split = share > 0.5

@@ -27,7 +27,7 @@ from rrcluster.stages.fit import fit
 from rrcluster.stages.names import read_names
 from rrcluster.stages.run import Record, Run
 from rrcluster.stages.select import INDEX, LoadBlock, select
-from rrcluster.stages.verdict import Overlap, judged
+from rrcluster.stages.verdict import Counts, Overlap, judged
 from rrcluster.stages.write import IDS, write_clusters, write_rows
 
 
@@ -48,7 +48,8 @@ class Fitted:
     old: Forest
     new: Forest
     verdict: Verdict
-    pairs: Overlap  # rows of the last fit's shards, and since, by their finest clusters in both
+    pairs: Overlap  # the fit's rows by their finest clusters in both models
+    since: Counts  # those of shards that came since the last fit, by the new ones
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def refit(
     again, part, old, new = fitted.again, fitted.part, fitted.old, fitted.new
     store, version = again.store, _version(number)
     rows = part.content["reconciliation"]["embedded"]
-    overlaps = per_level(fitted.pairs.sum(0), old, new)
+    overlaps = per_level(fitted.pairs, old, new)
     chosen, unused = _choose(overlaps, ids, new, again.config.recluster.min_overlap)
     store.write_json(IDS, [level.tolist() for level in chosen])
     new = _with_homes(fitted, ids.levels[-1], chosen[-1])
@@ -158,7 +159,7 @@ def _with_homes(fitted: Fitted, were: npt.NDArray[np.int64], are: npt.NDArray[np
         return new
     place = {int(i): j for j, i in enumerate(are)}
     successor = torch.tensor([place.get(int(i), -1) for i in were])
-    before, since = fitted.pairs.sum(1)
+    since, before = fitted.since, fitted.pairs.sum(0) - fitted.since
     fresh = often(since, since.sum(), before, before.sum()) >= spec.novelty_times
     easily = min(spec.refit_stay_fresh, spec.refit_stay)
     nats = torch.from_numpy(np.where(fresh, easily, spec.refit_stay))

@@ -23,21 +23,22 @@ from rrcluster.stages.run import Run
 from rrcluster.stages.select import INDEX, LoadBlock
 
 Overlap = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.float64]
 
 
 def judged(
     again: Run, compute: Compute, old: Forest, new: Forest, first: int
-) -> tuple[Verdict, Overlap]:
-    """The verdict, and the fit's rows by their finest clusters in both models: (2, k_old, k_new),
-    those of shards before ``first`` and from there on.
+) -> tuple[Verdict, Overlap, Counts]:
+    """The verdict; the fit's rows by their finest clusters in both models (k_old, k_new); and by
+    the new ones alone (k_new), those of shards from ``first`` on.
 
     ``again`` holds the new fit, and its rows.
     """
     load, spec = LoadBlock.of(again), again.config.refine
     work = JudgeProbe(load, old, new, spec.probe_rows, spec.probe_neighbours)
     [(rows, *consistency)] = [found for _, found in compute.map(work, [0])]
-    pairs, lengths = _compared(again, compute, old, new, first)
-    return Verdict((consistency[0], consistency[1]), rows, lengths), pairs
+    pairs, late, lengths = _compared(again, compute, old, new, first)
+    return Verdict((consistency[0], consistency[1]), rows, lengths), pairs, late
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,32 @@ class DescribeBoth:
     def __call__(self, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         rows = self.load.full(block)
         x = torch.from_numpy(rows.x.copy())
-        late = torch.from_numpy((rows.where[:, 0] >= self.first).astype(np.int64))
+        late = torch.from_numpy(rows.where[:, 0] >= self.first)
         old, new = (label(forest, x).path[:, -1] for forest in (self.old, self.new))
-        return late, old, new, None if self.space is None else features_of(self.space, x)
+        return old, new, late, None if self.space is None else features_of(self.space, x)
 
 
 def _compared(
     again: Run, compute: Compute, old: Forest, new: Forest, first: int
-) -> tuple[Overlap, tuple[float, float] | None]:
-    """Rows by both clusters; nats per row of both partitions, in the new model's features."""
+) -> tuple[Overlap, Counts, tuple[float, float] | None]:
+    """Rows by both clusters; late ones by the new; nats per row of both, in the new features."""
     space, code = read_space(again.store), again.config.count
     sizes = [forest.clusters_per_level[-1] for forest in (old, new)]
     if space is not None and sum(sizes) * space.width**2 > MOST_NUMBERS:
         space = None
-    pairs = np.zeros((2, *sizes))
+    pairs, since = np.zeros(sizes), np.zeros(sizes[1])
     sums = [] if space is None else [LeafMoments.none(k, space.width) for k in sizes]
     work = DescribeBoth(LoadBlock.of(again), old, new, space, first)
     blocks = int(again.store.read_json(INDEX)["blocks"])
-    for late, were, are, z in in_order(compute.map(work, list(range(blocks)))):
-        np.add.at(pairs, (late.numpy(), were.numpy(), are.numpy()), 1.0)
+    for were, are, late, z in in_order(compute.map(work, list(range(blocks)))):
+        np.add.at(pairs, (were.numpy(), are.numpy()), 1.0)
+        since += np.bincount(are[late].numpy(), minlength=len(since))
         if z is not None:
             sums[0].add(z, were)
             sums[1].add(z, are)
     if not sums:
-        return pairs, None
+        return pairs, since, None
     known = [Known(s.mass, s.moments, code.eps2, code.shrinkage) for s in sums]
     rows = float(pairs.sum())
     before, after = (float(k.lengths(k.mass, k.moments, rows).sum()) / rows for k in known)
-    return pairs, (before, after)
+    return pairs, since, (before, after)

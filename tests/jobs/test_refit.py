@@ -157,7 +157,7 @@ def test_a_refit_makes_as_many_clusters_as_it_is_told_to(run) -> None:
 def test_a_fit_that_is_not_better_is_told_and_left_unless_it_is_asked_for(run, monkeypatch) -> None:
     worse = Verdict((0.9, 0.8), 100, (20.0, 19.0))
     judged = refit.judged
-    monkeypatch.setattr(refit, "judged", lambda *of: (worse, judged(*of)[1]))
+    monkeypatch.setattr(refit, "judged", lambda *of: (worse, *judged(*of)[1:]))
     add(run, 1, 0)
     facts = again(run, "recluster.max_growth=1.05")
     assert facts["refit"] == {"adopted": False, "k": [2, 4], **worse.facts}
