@@ -35,7 +35,8 @@ class ReclusterSpec:
     refit_k: Any = setting(
         None,
         "clusters of a refit, in the forms of k; null: as k was, and at the finest level at least "
-        "as many as there are now, opened ones among them",
+        "as many as there are now, opened ones among them; ones without a predecessor whose rows "
+        "mostly stay in others (refit_stay) join those",
     )
     refit_nats: float = setting(
         1.0, "refit_start=model: nats per row that parting or joining clusters must save"

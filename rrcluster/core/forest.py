@@ -202,6 +202,20 @@ def levels_for(k: str | int | list[int], estimate: int) -> list[int]:
     return levels
 
 
+def joined(
+    paths: Int[Tensor, "n L"], into: Int[Tensor, " k"]
+) -> tuple[Int[Tensor, "n L"], list[Int[Tensor, " _"]]]:
+    """Paths where finest cluster i is part of ``into[i]``; and per level the clusters left, which
+    are numbered in their order.
+
+    ``into[i]`` is i where a cluster stays one; none joins one that joins another itself.
+    """
+    path = torch.zeros(len(into), paths.shape[1], dtype=paths.dtype)
+    path[paths[:, -1]] = paths
+    parts = [level.unique(return_inverse=True) for level in path[into][paths[:, -1]].T]
+    return torch.stack([number for _, number in parts], 1), [left for left, _ in parts]
+
+
 def nested_paths(cuts: list[Int[Tensor, " k"]]) -> Int[Tensor, "k L"]:
     """Cluster of each leaf per level from cuts of one merge tree, coarse to fine.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -38,7 +39,7 @@ from rrcluster.stages.tensors import read_tensors, write_tensors
 CURVE = "model/count/curve.json"
 FOREST = "model/count/forest.safetensors"
 OPENED = "novelty/forest.safetensors"  # clusters opened between fits, in an increment's version
-HOMES = "model/count/homes.safetensors"  # of a refit: where rows were
+HOMES = "model/count/homes.safetensors"  # of a refit: where rows were, and what stayed of it
 GENERATIONS = 3  # of models that are asked where a row was: each takes as long as the row's own
 CALIBRATION_ROWS = 50_000  # that the largest cell's share is taken from
 
@@ -124,11 +125,19 @@ def temperature_of(forest: Forest, shards: Shards) -> float:
     return calibrate(forest.models[largest], rows, forest.paths[leaves, -1])
 
 
-def read_forest(store: Store) -> Forest:
+def read_fit(store: Store) -> Forest:
+    """The model as it was fitted, whatever became of it since."""
     found = read_tensors(store, FOREST)
     models = tuple(read_cell(store, c) for c in range(len(found["cells"])))
-    forest = Forest(found["cells"], models, found["paths"], float(found["temperature"][0]))
-    forest = replace(forest, homes=read_homes(store))
+    return Forest(found["cells"], models, found["paths"], float(found["temperature"][0]))
+
+
+def read_forest(store: Store) -> Forest:
+    """The model that rows are assigned by."""
+    forest = read_fit(store)
+    if store.exists(HOMES):
+        tensors = read_tensors(store, HOMES)
+        forest = replace(forest, paths=tensors["paths"], homes=homes_of(tensors))
     if not store.exists(OPENED):
         return forest
     more = read_tensors(store, OPENED)
@@ -136,10 +145,12 @@ def read_forest(store: Store) -> Forest:
     return replace(forest, paths=more["paths"], novel=novel)
 
 
-def write_homes(store: Store, homes: Homes) -> None:
-    """Homes of rows, and of the model before those; not further back than ``GENERATIONS``."""
-    tensors: dict[str, torch.Tensor] = {}
-    last: Homes | None = homes
+def write_homes(store: Store, forest: Forest, rates: Sequence[torch.Tensor]) -> None:
+    """The homes of rows, and of the model before those, not further back than ``GENERATIONS``; and
+    the refit's paths and coding rates by level, in place of the fit's."""
+    tensors = {"paths": forest.paths}
+    tensors |= {f"rates.{level}": found for level, found in enumerate(rates)}
+    last = forest.homes
     for generation in range(GENERATIONS):
         if last is not None:
             own = {"successor": last.successor, "of_leaf": last.of_leaf}
@@ -149,10 +160,8 @@ def write_homes(store: Store, homes: Homes) -> None:
     write_tensors(store, HOMES, tensors)
 
 
-def read_homes(store: Store) -> Homes | None:
-    if not store.exists(HOMES):
-        return None
-    tensors, found = read_tensors(store, HOMES), None
+def homes_of(tensors: dict[str, torch.Tensor]) -> Homes | None:
+    found = None
     for generation in reversed(range(GENERATIONS)):
         if own := under(tensors, f"{generation}."):
             before = replace(Forest.from_tensors(own), homes=found)
@@ -171,5 +180,15 @@ def read_space(store: Store) -> FeatureMap | None:
 
 def read_rates(store: Store) -> list[list[float]]:
     """Coding rate (nats per sample) of each cluster, per level."""
-    found = read_tensors(store, OPENED if store.exists(OPENED) else FOREST)
-    return [found[f"rates.{level}"].tolist() for level in range(found["paths"].shape[1])]
+    last = next(name for name in (OPENED, HOMES, FOREST) if store.exists(name))
+    return [level.tolist() for level in _rates(store, last)]
+
+
+def fit_rates(store: Store) -> list[torch.Tensor]:
+    """The same of the model as it was fitted."""
+    return _rates(store, FOREST)
+
+
+def _rates(store: Store, name: str) -> list[torch.Tensor]:
+    found = read_tensors(store, name)
+    return [found[f"rates.{level}"] for level in range(found["paths"].shape[1])]

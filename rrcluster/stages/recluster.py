@@ -200,6 +200,10 @@ def _add(
         done = refit(tried, now, number, ids_before, compute, progress)
         content |= done.content
         facts["refit"] |= done.facts
+        if many := done.facts["joined"]:
+            facts["words"].append(
+                f"{many} clusters of the fit joined others: most of their rows stay in those"
+            )
         if done.facts["churn"] > spec.max_churn:
             log.warning("the refit gave %.0f %% of the rows another id", 100 * done.facts["churn"])
     else:

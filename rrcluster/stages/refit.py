@@ -16,13 +16,13 @@ import torch
 from rrcluster.compute import Compute, Progress
 from rrcluster.config import Config
 from rrcluster.core.drift import changes, matched
-from rrcluster.core.forest import Before, Forest, Homes, label
+from rrcluster.core.forest import Before, Forest, Homes, joined, label
 from rrcluster.core.novelty import often
 from rrcluster.core.verdict import Verdict
 from rrcluster.io import tables
 from rrcluster.io.current import Current, manifest
 from rrcluster.stages.caption import caption
-from rrcluster.stages.count import HOMES, read_forest, write_homes
+from rrcluster.stages.count import HOMES, fit_rates, read_fit, read_forest, write_homes
 from rrcluster.stages.fit import fit
 from rrcluster.stages.names import read_names
 from rrcluster.stages.run import Record, Run
@@ -80,7 +80,7 @@ def fit_again(
     warm = spec.refit_start == "model" and run.config.seeding.hierarchy == "top_down"
     start = Before(old, spec.refit_score, spec.refit_nats) if warm else None
     fit(again, compute, part, progress, start)
-    new = replace(read_forest(store), homes=None)  # an attempt before may have left some
+    new = read_fit(store)
     return Fitted(again, part, old, new, *judged(again, compute, old, new, _first_since_fit(now)))
 
 
@@ -93,11 +93,25 @@ def refit(
     rows = part.content["reconciliation"]["embedded"]
     overlaps = per_level(fitted.pairs, old, new)
     chosen, unused = _choose(overlaps, ids, new, again.config.recluster.min_overlap)
-    store.write_json(IDS, [level.tolist() for level in chosen])
     new = _with_homes(fitted, ids.levels[-1], chosen[-1])
-    work = CountStayed(LoadBlock.of(again), old, new, ids.levels[-1], chosen[-1])
-    blocks = list(range(store.read_json(INDEX)["blocks"]))
-    stayed = sum(found for _, found in compute.map(work, blocks))
+    stayed, sizes = _stayed(again, compute, old, new, ids.levels[-1], chosen[-1])
+    into = _joining(fitted.pairs, sizes, new, chosen[-1] >= ids.unused)
+    paths, left = joined(new.paths, into)
+    if many := int((into != torch.arange(len(into))).sum()):
+        new = _with_joined(new, paths, left[-1])
+        chosen = [level[own.numpy()] for level, own in zip(chosen, left, strict=True)]
+        pairs = np.zeros((len(fitted.pairs), len(left[-1])))
+        np.add.at(pairs.T, torch.searchsorted(left[-1], into).numpy(), fitted.pairs.T)
+        overlaps = per_level(pairs, old, new)
+        stayed, _ = _stayed(again, compute, old, new, ids.levels[-1], chosen[-1])
+    store.write_json(IDS, [level.tolist() for level in chosen])
+    if new.homes is not None:
+        # Rates are of the fit's rows: what joined a cluster since brought it few.
+        rates = [level[own] for level, own in zip(fit_rates(store), left, strict=True)]
+        write_homes(store, new, rates)
+    elif store.exists(HOMES):  # of an attempt with another setting
+        store.remove(HOMES)
+    part.note("levels", new.clusters_per_level)
     caption(again, compute, part, progress)
     folder = f"{version}/assignments"
     with part.stage("write") as counts:
@@ -119,6 +133,7 @@ def refit(
         },
         {
             "kinds": kinds,
+            "joined": many,
             "churn": round(1 - stayed / max(float(fitted.pairs.sum()), 1.0), 6),
         },
     )
@@ -147,15 +162,13 @@ def _first_since_fit(now: Current) -> int:
 
 
 def _with_homes(fitted: Fitted, were: npt.NDArray[np.int64], are: npt.NDArray[np.int64]) -> Forest:
-    """The new model that keeps rows in the cluster of their id; published for later readers.
+    """The new model that keeps rows in the cluster of their id.
 
     What the fit before could not know of is left for more easily: clusters whose rows came since.
     """
     again, old, new = fitted.again, fitted.old, fitted.new
     spec = again.config.recluster
     if spec.refit_stay == 0 or again.config.seeding.hierarchy == "bottom_up":
-        if again.store.exists(HOMES):  # of an attempt with another setting
-            again.store.remove(HOMES)
         return new
     place = {int(i): j for j, i in enumerate(are)}
     successor = torch.tensor([place.get(int(i), -1) for i in were])
@@ -163,15 +176,55 @@ def _with_homes(fitted: Fitted, were: npt.NDArray[np.int64], are: npt.NDArray[np
     fresh = often(since, since.sum(), before, before.sum()) >= spec.novelty_times
     easily = min(spec.refit_stay_fresh, spec.refit_stay)
     nats = torch.from_numpy(np.where(fresh, easily, spec.refit_stay))
-    homes = Homes(old, successor, new.paths[:, -1], nats)
-    write_homes(again.store, homes)
-    return replace(new, homes=homes)
+    return replace(new, homes=Homes(old, successor, new.paths[:, -1], nats))
+
+
+def _joining(
+    pairs: Overlap, sizes: npt.NDArray[np.int64], new: Forest, without_past: npt.NDArray[np.bool_]
+) -> torch.Tensor:
+    """The cluster that each finest one joins, or itself.
+
+    One without a predecessor whose rows stay, most of them, in the clusters that they were in is
+    none: a name with hardly a row. What is left of it joins the one that kept most.
+    """
+    own = torch.arange(len(sizes))
+    if new.homes is None:
+        return own
+    successor = new.homes.successor.numpy()
+    lives = successor >= 0
+    hollow = without_past & (2 * sizes < pairs.sum(0)) & (pairs[lives].sum(0) > 0)
+    keeps_most = successor[lives][pairs[lives].argmax(0)] if lives.any() else own.numpy()
+    return torch.from_numpy(np.where(hollow, keeps_most, own.numpy()))
+
+
+def _with_joined(new: Forest, paths: torch.Tensor, left: torch.Tensor) -> Forest:
+    """Of ``new`` only the finest clusters ``left``, by their ``paths``."""
+    assert new.homes is not None
+    was = new.homes.successor
+    successor = torch.where(was < 0, -1, torch.searchsorted(left, was))
+    homes = replace(new.homes, successor=successor, of_leaf=paths[:, -1], nats=new.homes.nats[left])
+    return replace(new, paths=paths, homes=homes)
+
+
+def _stayed(
+    again: Run,
+    compute: Compute,
+    old: Forest,
+    new: Forest,
+    were: npt.NDArray[np.int64],
+    are: npt.NDArray[np.int64],
+) -> tuple[int, npt.NDArray[np.int64]]:
+    """The fit's rows that keep their id, and its rows per new finest cluster."""
+    work = CountStayed(LoadBlock.of(again), old, new, were, are)
+    blocks = list(range(again.store.read_json(INDEX)["blocks"]))
+    found = [answer for _, answer in compute.map(work, blocks)]
+    return sum(stayed for stayed, _ in found), np.sum([sizes for _, sizes in found], axis=0)
 
 
 @dataclass(frozen=True)
 class CountStayed:
-    """Map: rows of one fit block that keep their id, ``were`` and ``are`` being those of the
-    finest clusters of both models."""
+    """Map: rows of one fit block that keep their id, and rows per new finest cluster; ``were`` and
+    ``are`` are the ids of the finest clusters of both models."""
 
     load: LoadBlock
     old: Forest
@@ -179,10 +232,11 @@ class CountStayed:
     were: npt.NDArray[np.int64]
     are: npt.NDArray[np.int64]
 
-    def __call__(self, block: int) -> int:
+    def __call__(self, block: int) -> tuple[int, npt.NDArray[np.int64]]:
         x = self.load(block)
         old, new = (label(forest, x).path[:, -1].numpy() for forest in (self.old, self.new))
-        return int((self.were[old] == self.are[new]).sum())
+        sizes = np.bincount(new, minlength=len(self.are))
+        return int((self.were[old] == self.are[new]).sum()), sizes
 
 
 def per_level(pairs: Overlap, old: Forest, new: Forest) -> list[Overlap]:

@@ -9,10 +9,11 @@ import torch
 
 from rrcluster.core.codes import CentroidCodes, fit_codes
 from rrcluster.core.features import FeatureMap
-from rrcluster.core.forest import Forest, Homes, label
+from rrcluster.core.forest import Forest, Homes, joined, label
 from rrcluster.core.model import CellModel, features_of, sum_by_label
 from rrcluster.io.store import Store
-from rrcluster.stages.count import read_homes, write_homes
+from rrcluster.stages.count import HOMES, homes_of, write_homes
+from rrcluster.stages.tensors import read_tensors
 
 WIDTH = 8
 FEATURES = FeatureMap(torch.zeros(WIDTH), torch.eye(WIDTH))
@@ -69,6 +70,16 @@ def test_a_cluster_with_nats_of_its_own_takes_rows_by_those() -> None:
     assert torch.equal(found, torch.where(free == 0, free, held))
 
 
+def test_clusters_that_join_others_leave_no_gap_at_any_level() -> None:
+    paths = torch.tensor([[0, 1], [2, 0], [1, 3], [0, 1], [1, 2]])
+    found, left = joined(paths, torch.tensor([2, 1, 2, 3]))
+    assert [level.tolist() for level in left] == [[0, 1], [1, 2, 3]]
+    assert found.tolist() == [[0, 0], [1, 1], [1, 2], [0, 0], [1, 1]]
+    same, left = joined(paths, torch.arange(4))
+    assert torch.equal(same, paths)
+    assert [len(level) for level in left] == [3, 4]
+
+
 def test_rows_of_a_cluster_that_ended_go_where_they_are_cheapest() -> None:
     x = rows()
     old, new = forest_cut_at(x, 100), forest_cut_at(x, 200)
@@ -98,8 +109,8 @@ def test_three_generations_are_kept_and_answer_as_before(tmp_path) -> None:
     forest = forest_cut_at(x, 60)
     for at in (100, 140, 180, 220):
         forest = with_homes(forest, forest_cut_at(x, at), 2.0, [0, 1])
-    write_homes(store, forest.homes)
-    back = replace(forest, homes=read_homes(store))
+    write_homes(store, forest, [])
+    back = replace(forest, homes=homes_of(read_tensors(store, HOMES)))
     ages, last = 0, back.homes
     while last is not None:
         ages, last = ages + 1, last.before.homes

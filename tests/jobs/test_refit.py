@@ -130,6 +130,34 @@ def test_rows_leave_easily_only_for_clusters_of_what_came_since_the_last_fit(run
     assert set(nats_by_id(run).values()) == {2.0}
 
 
+def test_a_refit_leaves_no_cluster_whose_rows_stay_where_they_were(run) -> None:
+    """Told to make many of four concepts, it cuts them up; rows that are held have not moved."""
+    first = [r["level_1"] for r in everything(run)]
+    add(run, 1, 0)
+    facts = again(run, "recluster.refit=always", "recluster.refit_k=[2,9]")
+    assert facts["refit"]["joined"] == 5
+    assert any("5 clusters of the fit joined others" in words for words in facts["words"])
+    assert [r["level_1"] for r in everything(run)][: len(first)] == first
+    now = current(Store(str(run / "run")))
+    finest = now.clusters(1, ["cluster_id", "size", "coding_rate"]).to_pylist()
+    assert {r["cluster_id"] for r in finest} == set(first)
+    assert all(r["size"] and r["coding_rate"] > 0 for r in finest)
+    parents = now.clusters(0, ["cluster_id", "size"]).to_pylist()
+    assert sum(r["size"] for r in parents) == len(first) + 40
+    add(run, 2, 8)  # and the model goes on from there
+    assert len(again(run, "recluster.refit=never")["novelty"]["opened"]) == 1
+    again(run, "recluster.refit=always", "recluster.refit_k=[2,5]")
+    assert [r["level_1"] for r in everything(run)][: len(first)] == first
+
+
+def test_a_refit_that_holds_nothing_joins_nothing(run) -> None:
+    add(run, 1, 0)
+    stay = "recluster.refit_stay=0"
+    facts = again(run, "recluster.refit=always", "recluster.refit_k=[2,9]", stay)
+    assert facts["refit"]["joined"] == 0
+    assert len({r["level_1"] for r in everything(run)}) == 9
+
+
 def test_a_refit_cuts_rows_into_the_cells_that_they_were_in_unless_it_starts_afresh(
     tmp_path,
 ) -> None:
@@ -148,7 +176,8 @@ def test_a_refit_cuts_rows_into_the_cells_that_they_were_in_unless_it_starts_afr
 
 def test_a_refit_makes_as_many_clusters_as_it_is_told_to(run) -> None:
     add(run, 1, 8)
-    facts = again(run, "recluster.refit=always", "recluster.refit_k=[3,6]")
+    stay = "recluster.refit_stay=0"  # else a cluster that gets hardly a row is none
+    facts = again(run, "recluster.refit=always", "recluster.refit_k=[3,6]", stay)
     assert facts["refit"]["k"] == [3, 6]
     now = current(Store(str(run / "run")))
     assert [now.clusters(level).num_rows for level in range(now.levels)] == [3, 6]
