@@ -119,12 +119,13 @@ class ConsoleProgress:
         finished = total is not None and done >= total
         if now - pace.said >= self._every or finished:
             pace.said = now
-            share = f"{done:g}" if total is None else f"{done:g}/{total:g}"
+            share = f"{done:g}/{total:g}" if total else f"{done:g}" if done else ""
             left = f", {60 * rate:.3g}/min" if rate else ""
             if rate and total and not finished:
                 left += f", about {duration((total - done) / rate)} left"
             said_facts = {"stage": stage, "done": done, "total": total, "facts": facts}
-            line = ("%s %s%s%s", stage, share, f" ({note})" if note else "", left)
+            share = f" {share}" if share else ""
+            line = ("%s%s%s%s", stage, share, f" ({note})" if note else "", left)
             log.info(*line, extra=said_facts)
 
 

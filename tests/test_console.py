@@ -41,3 +41,13 @@ def test_plain_lines_come_every_so_many_seconds_with_rate_and_time_left(
         "embed 51/100 (3 bad), 60/min, about 49 s left",
         "embed 100/100 (3 bad), 116/min",
     ]
+
+
+def test_a_stage_without_parts_says_what_it_does_and_no_share(monkeypatch) -> None:
+    progress = ConsoleProgress("plain", Console(file=io.StringIO()), every=10)
+    lines: list[str] = []
+    handler = logging.getLogger("rrcluster").handlers[0]
+    monkeypatch.setattr(handler, "emit", lambda record: lines.append(record.getMessage()))
+    progress("count", 0, None, "merging leaves")
+    progress("refine", 0, 0, "accepted")
+    assert lines == ["count (merging leaves)", "refine (accepted)"]

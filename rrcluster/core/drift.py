@@ -169,14 +169,17 @@ def moved(old: Sums, new: Sums) -> Moved:
     return found
 
 
-def against_history(what: str, now: float, earlier: Sequence[float]) -> str:
-    """A share in words beside that of the increments before."""
+def against_history(
+    what: str, now: float, earlier: Sequence[float], chance: float | None = None
+) -> str:
+    """A share in words beside what chance gives and that of the increments before."""
+    share = f"{what} {now:.1%}" + ("" if chance is None else f" (chance gives {chance:.1%})")
     if not earlier:
-        return f"{what} {now:.1%}; no increment before it since the fit"
+        return f"{share}; no increment before it since the fit"
     if len(earlier) == 1:
-        return f"{what} {now:.1%}; {earlier[0]:.1%} in the increment before"
+        return f"{share}; {earlier[0]:.1%} in the increment before"
     middle, spread = float(np.mean(earlier)), float(np.std(earlier, ddof=1))
-    return f"{what} {now:.1%}; {middle:.1%} ± {spread:.1%} in the {len(earlier)} increments before"
+    return f"{share}; {middle:.1%} ± {spread:.1%} in the {len(earlier)} increments before"
 
 
 def drift(old: Counts, new: Counts, old_outliers: Counts, new_outliers: Counts) -> Drift:

@@ -95,6 +95,18 @@ def next_steps(progress: Progress, summary: Summary | None = None) -> list[str]:
             f"The run stands at stage {waiting}. If no job is at work on it, run the same command "
             "again; it goes on where it was."
         )
+    for one in progress.increments:
+        if one.status == "failed":
+            steps.append(
+                f"Increment {one.number} failed at stage {one.stage}: see its error in the job's "
+                "log, then run `rrcluster recluster` again; it goes on where it was."
+            )
+        elif one.status == "running":
+            steps.append(
+                f"Increment {one.number} stands at stage {one.stage}; readers see the run without "
+                "it. If no job is at work on it, run `rrcluster recluster` again; it goes on where "
+                "it was."
+            )
     if progress.reconciles is False:
         steps.append("The counts do not add up: run `rrcluster status` and keep the job's log.")
     allowed = progress.record.get("config", {}).get("corpus", {}).get("max_bad_fraction")
@@ -105,7 +117,13 @@ def next_steps(progress: Progress, summary: Summary | None = None) -> list[str]:
         )
     if summary is not None:
         steps += _findings(summary)
-    if progress.finished:
+    if progress.finished and progress.increments:
+        steps.append(
+            f"`rrcluster resolve run_dir={run_dir}` writes every image with its path in the tree "
+            f"as it is now; the clusters are in `{run_dir}/clusters`: Parquet, for pyarrow, DuckDB "
+            "or Spark."
+        )
+    elif progress.finished:
         steps.append(
             f"Every image with its path in the tree is in `{run_dir}/assignments`, the clusters "
             f"in `{run_dir}/clusters`: Parquet, for pyarrow, DuckDB or Spark."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from rrcluster.io import tables
+from rrcluster.io.current import current, manifest
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
 
@@ -40,6 +41,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Increment:
+    """Shards that came later; ``status`` is running, failed or done, and ``decision`` what a
+    finished one made of the clusters. A running one has read ``done`` of its ``shards``."""
+
+    number: int
+    status: str
+    stage: str  # where a running or failed one stands
+    done: int
+    shards: int
+    rows: int  # of a finished one
+    decision: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """The run's stages and its counts; ``reconciles`` is None until embedding has finished."""
 
@@ -51,6 +66,7 @@ class Progress:
     bad: int
     estimated: bool  # counts are scaled up from FOOTERS shards
     reconciles: bool | None
+    increments: tuple[Increment, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -77,13 +93,31 @@ def read_progress(store: Store, now: datetime | None = None) -> Progress:
     counts = record.get("reconciliation") or {}
     if counts:
         read, embedded, bad = (int(counts[n]) for n in ("read", "embedded", "bad"))
-        return Progress(
-            store.uri, record, stages, read, embedded, bad, False, read == embedded + bad
-        )
+        ok = read == embedded + bad
+        later = tuple(_increments(store, record.get("increments", {})))
+        return Progress(store.uri, record, stages, read, embedded, bad, False, ok, later)
     names = sorted(store.names("samples", ".parquet"))
     embedded, bad = count_rows(store, "samples", names), count_rows(store, "bad", names)
     estimated = len(names) > FOOTERS
     return Progress(store.uri, record, stages, embedded + bad, embedded, bad, estimated, None)
+
+
+def _increments(store: Store, known: Mapping[str, Any]) -> Iterator[Increment]:
+    last = current(store).increment if known else 0
+    for name, part in sorted(known.items()):
+        number, rows = int(name), int(part.get("rows", 0))
+        decision, shards = part.get("decision", ""), int(part.get("shards", 0))
+        if number <= last:
+            yield Increment(number, "done", "", shards, shards, rows, decision)
+            continue
+        stages = {**part.get("stages", {}), **part.get("fit", {}).get("stages", {})}
+        open_ones = [n for n, stage in stages.items() if stage.get("status") != "done"]
+        stage = open_ones[-1] if open_ones else next(reversed(stages), "manifest")
+        failed = any(stages[n].get("status") == "failed" for n in open_ones)
+        listed = {f"{s.name}.parquet" for s in manifest(store, number)}
+        done = len(listed & store.names("samples", ".parquet"))
+        status = "failed" if failed else "running"
+        yield Increment(number, status, stage, done, len(listed), rows, decision)
 
 
 def _stage(store: Store, name: str, known: Mapping[str, Any], shards: int, now: datetime) -> Stage:

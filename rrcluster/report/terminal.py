@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.report import advice
-from rrcluster.report.progress import Progress, Stage, read_progress
+from rrcluster.report.progress import Increment, Progress, Stage, read_progress
 from rrcluster.report.summary import Cluster, Summary, read_tree
 from rrcluster.report.words import duration, percent, rates, significant
 
 ROWS = 60  # clusters listed; the page and clusters/ have more
+INCREMENTS = 10  # of the last nights; the page has all
 BAR = 14  # characters of a full bar
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "waiting": "bright_black"}
 
@@ -92,8 +95,29 @@ def status_table(store: Store) -> Table:
     whole = Table.grid(padding=(0, 0, 1, 0))
     whole.add_row(Text(f"Run {plain(progress.uri)}", style="bold"))
     whole.add_row(table)
+    if progress.increments:
+        whole.add_row(_increments_table(progress.increments))
     whole.add_row(_below(progress))
     return whole
+
+
+def _increments_table(increments: Sequence[Increment]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("increment", "status", "shards", "rows"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    table.add_column("decision", overflow="fold")
+    for one in increments[-INCREMENTS:]:
+        finished = one.status == "done"
+        table.add_row(
+            f"{one.number:,}",
+            Text(one.status, style=COLOURS[one.status]),
+            f"{one.shards:,}" if finished else f"{one.done:,} / {one.shards:,}",
+            f"{one.rows:,}" if finished else "",
+            plain(one.decision) if finished else f"at stage {plain(one.stage)}",
+        )
+    if len(increments) > INCREMENTS:
+        table.caption = f"and {len(increments) - INCREMENTS:,} before: see the report"
+    return table
 
 
 def _below(progress: Progress) -> Text:

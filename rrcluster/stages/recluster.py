@@ -332,7 +332,10 @@ def _history(whole: Record, found: Drift, plan: Plan) -> list[str]:
             earlier = [] if fitted else [*earlier, part["drift"]]
     return [
         against_history(
-            "cluster shares moved by", found.distance, [e["distance"] for e in earlier]
+            "cluster shares moved by",
+            found.distance,
+            [e["distance"] for e in earlier],
+            found.expected_distance,
         ),
         against_history("outliers are", found.new_outliers, [e["outliers"] for e in earlier]),
     ]

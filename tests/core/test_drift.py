@@ -126,6 +126,9 @@ def test_sums_add_over_any_cut_of_the_rows() -> None:
 
 def test_history_is_told_with_its_spread() -> None:
     assert "no increment before" in against_history("outliers are", 0.02, [])
+    assert against_history("shares moved by", 0.1, [0.2], 0.07) == (
+        "shares moved by 10.0% (chance gives 7.0%); 20.0% in the increment before"
+    )
     assert against_history("outliers are", 0.02, [0.01, 0.03, 0.02]) == (
         "outliers are 2.0%; 2.0% ± 1.0% in the 3 increments before"
     )

@@ -11,11 +11,12 @@ from report.synthetic_run import make_run
 from rich.console import Console
 from rich.table import Table
 
+from rrcluster.io import tables
 from rrcluster.io.store import Store
 from rrcluster.records import UserError
 from rrcluster.report.progress import read_progress
 from rrcluster.report.summary import gather
-from rrcluster.report.terminal import ROWS, clusters_table, status_table
+from rrcluster.report.terminal import INCREMENTS, ROWS, clusters_table, status_table
 
 
 def _text(table: Table) -> str:
@@ -107,3 +108,44 @@ def test_stages_of_other_jobs_are_shown_too(run: Store) -> None:
     record["stages"]["sample"] = {"status": "done", "seconds": 2.0}
     run.write_json("run.json", record)
     assert "sample" in _text(status_table(run))
+
+
+def _with_increment(store: Store, number: int, stages: dict, **facts: object) -> None:
+    shard = {"shard": 2 + number, "uri": f"later-{number}", "index_uri": "", "num_bytes": 1}
+    name = f"manifest/increment={number:05d}.parquet"
+    tables.write_table(store, name, "manifest", tables.table_of("manifest", [shard]))
+    record = store.read_json("run.json")
+    record.setdefault("increments", {})[f"{number:05d}"] = {"stages": stages} | facts
+    store.write_json("run.json", record)
+
+
+def _commit(store: Store, number: int) -> None:
+    content = {"increment": number, "assignments": [], "clusters": "clusters"}
+    content |= {"replaced": [], "changes": []}
+    store.write_json(f"commits/increment={number:05d}.json", content)
+
+
+def test_status_shows_increments_and_where_the_last_one_stands(run: Store) -> None:
+    done = {"embed": {"status": "done"}, "write": {"status": "done"}}
+    _with_increment(run, 1, done, shards=1, rows=40, decision="the clusters still fit")
+    _commit(run, 1)
+    _with_increment(run, 2, {"embed": {"status": "running"}})
+    text = " ".join(_text(status_table(run)).split())
+    assert "1 done 1 40 the clusters still fit" in text
+    assert "2 running 0 / 1 at stage embed" in text
+    assert "Increment 2 stands at stage embed; readers see the run without it" in text
+    assert "rrcluster resolve" in text
+    _with_increment(run, 2, done, fit={"stages": {"seed": {"status": "failed"}}})
+    text = " ".join(_text(status_table(run)).split())
+    assert "2 failed 0 / 1 at stage seed" in text
+    assert "Increment 2 failed at stage seed" in text
+
+
+def test_status_of_a_run_of_many_nights_shows_the_last(run: Store) -> None:
+    for number in range(1, INCREMENTS + 4):
+        _with_increment(run, number, {}, shards=1, rows=1, decision=f"night {number} fits")
+    _commit(run, INCREMENTS + 3)
+    text = _text(status_table(run))
+    assert "night 3 fits" not in text
+    assert "night 4 fits" in text
+    assert "and 3 before" in text
