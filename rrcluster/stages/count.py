@@ -137,7 +137,8 @@ def read_forest(store: Store) -> Forest:
     forest = read_fit(store)
     if store.exists(HOMES):
         tensors = read_tensors(store, HOMES)
-        forest = replace(forest, paths=tensors["paths"], homes=homes_of(tensors))
+        paths = tensors.get("paths", forest.paths)  # earlier versions wrote none
+        forest = replace(forest, paths=paths, homes=homes_of(tensors))
     if not store.exists(OPENED):
         return forest
     more = read_tensors(store, OPENED)
@@ -165,7 +166,10 @@ def homes_of(tensors: dict[str, torch.Tensor]) -> Homes | None:
     for generation in reversed(range(GENERATIONS)):
         if own := under(tensors, f"{generation}."):
             before = replace(Forest.from_tensors(own), homes=found)
-            found = Homes(before, own["successor"], own["of_leaf"], own["nats"])
+            nats = own["nats"]
+            if len(nats) == 1:  # earlier versions wrote one number for all clusters
+                nats = nats.expand(int(own["of_leaf"].max()) + 1)
+            found = Homes(before, own["successor"], own["of_leaf"], nats)
     return found
 
 
@@ -180,15 +184,16 @@ def read_space(store: Store) -> FeatureMap | None:
 
 def read_rates(store: Store) -> list[list[float]]:
     """Coding rate (nats per sample) of each cluster, per level."""
-    last = next(name for name in (OPENED, HOMES, FOREST) if store.exists(name))
-    return [level.tolist() for level in _rates(store, last)]
+    for name in (OPENED, HOMES):
+        if store.exists(name) and "rates.0" in (found := read_tensors(store, name)):
+            return [level.tolist() for level in _rates(found)]
+    return [level.tolist() for level in fit_rates(store)]
 
 
 def fit_rates(store: Store) -> list[torch.Tensor]:
     """The same of the model as it was fitted."""
-    return _rates(store, FOREST)
+    return _rates(read_tensors(store, FOREST))
 
 
-def _rates(store: Store, name: str) -> list[torch.Tensor]:
-    found = read_tensors(store, name)
+def _rates(found: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     return [found[f"rates.{level}"] for level in range(found["paths"].shape[1])]

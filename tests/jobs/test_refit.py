@@ -17,10 +17,11 @@ from rrcluster.io.current import current
 from rrcluster.io.store import Store
 from rrcluster.local import InProcessCompute
 from rrcluster.stages import refit
-from rrcluster.stages.count import read_forest
+from rrcluster.stages.count import HOMES, read_forest
 from rrcluster.stages.recluster import recluster
 from rrcluster.stages.report import report
 from rrcluster.stages.run import existing_run
+from rrcluster.stages.tensors import read_tensors, write_tensors
 from rrcluster.stages.write import cluster_ids
 
 
@@ -128,6 +129,22 @@ def test_rows_leave_easily_only_for_clusters_of_what_came_since_the_last_fit(run
     assert set(nats_by_id(run).values()) == {24.0}  # nothing came since
     again(run, "recluster.refit=always", "recluster.refit_stay=2")
     assert set(nats_by_id(run).values()) == {2.0}
+
+
+def test_a_refitted_run_of_an_earlier_version_goes_on(run) -> None:
+    """One number of nats for all clusters, and no paths or rates of its own."""
+    add(run, 1, 8)
+    again(run, "recluster.refit=always", "recluster.refit_k=[2,5]", "recluster.refit_stay=6")
+    store = current(Store(str(run / "run"))).store
+    tensors = read_tensors(store, HOMES)
+    kept = {n: t for n, t in tensors.items() if n != "paths" and not n.startswith("rates.")}
+    write_tensors(store, HOMES, kept | {"0.nats": torch.tensor([6.0])})
+    before = [r["level_1"] for r in everything(run)]
+    add(run, 2, 8)
+    again(run, "recluster.refit=never")
+    after = [r["level_1"] for r in everything(run)]
+    assert after[: len(before)] == before
+    assert set(after[len(before) :]) == set(before[240:])  # where the concept's rows are
 
 
 def test_a_refit_leaves_no_cluster_whose_rows_stay_where_they_were(run) -> None:
